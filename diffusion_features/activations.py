@@ -1,0 +1,172 @@
+"""The vocabulary: what can be captured in a denoiser, and how a user says what to capture.
+
+Ids follow the grammar of "Not All Diffusion Model Activations Have Been Evaluated as Discriminative Features"
+(arXiv 2410.03558): ``<stage>[-level<L>][-repeat<R>]-<module>...``, all indices 0-based in forward order.
+No hook is set here and no tensor is touched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NoReturn, TypeAlias
+
+import yaml
+
+Kind: TypeAlias = Literal["spatial", "text", "map"]
+Tap: TypeAlias = Literal["input", "output", "attention"]
+Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, bool] | Sequence[str]"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One tensor inside a denoiser.
+
+    Attributes:
+        id: its name in the papers' grammar, such as ``up-level1-repeat1-vit-block0-cross-q``.
+        kind: decides the captured shape. ``spatial``: (B, channels, h, w). ``text``: (B, tokens, channels).
+            ``map``: (B, heads, queries, keys), softmax probabilities.
+        module: dotted path of the hooked module inside the denoiser.
+        tap: which tensor of that module: its first ``input``, its ``output``, or the probabilities of its ``attention``.
+        channels: channels of a spatial or text activation; number of query heads of a map.
+        stride: side of one feature cell in denoiser cells (latent pixels); ``None`` for text.
+        grid: dotted path of the module whose call tells the token grid (h, w); ``None`` if the tensor is already one.
+        whole: dotted path of the module whose end completes the tensor, where the tapped one may run in several chunks.
+    """
+
+    id: str
+    kind: Kind
+    module: str
+    tap: Tap
+    channels: int
+    stride: int | None
+    grid: str | None = None
+    whole: str | None = None
+
+    @property
+    def role(self) -> str:
+        """What the tensor is, without its place: ``res-out``, ``self-q``, ``cross-map``, ``ffn-inner`` ..."""
+        parts = self.id.split("-")
+        return "-".join(parts[-2:]) if len(parts) > 1 else self.id
+
+
+class UnknownActivation(ValueError):
+    """An id, glob or preset that names nothing in this denoiser; the message lists the nearest that exist."""
+
+
+def is_glob(text: str) -> bool:
+    return any(c in text for c in "*?[")
+
+
+def match(pattern: str, available: Iterable[Activation]) -> list[Activation]:
+    """Activations whose id matches a glob, in forward order.
+
+    Maps are large, so a glob selects one only if its own last component says so: ``mid-vit-*`` leaves them out,
+    ``mid-vit-*-map`` does not.
+    """
+    wants_maps = "map" in pattern.rsplit("-", 1)[-1]
+    return [a for a in available if fnmatch.fnmatchcase(a.id, pattern) and (a.kind != "map" or wants_maps)]
+
+
+def select(
+    available: Sequence[Activation], spec: Spec, presets: Mapping[str, Sequence[str]] | None = None
+) -> list[Activation]:
+    """What a user asked for, as activations in forward order, each once.
+
+    Args:
+        available: everything the denoiser has, in forward order.
+        spec: an id, a glob, the name of a preset, the path of a JSON or YAML file with any of these, a list of them,
+            or an id→bool mapping as the papers' configurations have it.
+        presets: name → list of ids.
+
+    Raises:
+        UnknownActivation: a part of ``spec`` names nothing; the message has the nearest names.
+        ValueError: nothing is asked for.
+    """
+    wanted = {a.id for part in _parts(spec) for a in _resolve(part, available, presets or {})}
+    if not wanted:
+        raise ValueError("no activation is asked for: give an id, a glob, a preset, a file or a list of these")
+    return [a for a in available if a.id in wanted]
+
+
+def _parts(spec: Spec) -> list[str]:
+    if isinstance(spec, os.PathLike):
+        return [os.fspath(spec)]
+    if isinstance(spec, str):
+        return [spec]
+    if isinstance(spec, Mapping):
+        return [name for name, wanted in spec.items() if wanted]
+    return [part for item in spec for part in _parts(item)]
+
+
+def _resolve(
+    name: str, available: Sequence[Activation], presets: Mapping[str, Sequence[str]], seen: tuple[str, ...] = ()
+) -> list[Activation]:
+    by_id = {a.id: a for a in available}
+    if name in by_id:
+        return [by_id[name]]
+    if name in presets:
+        return [by_id[i] if i in by_id else _unknown(i, by_id, presets) for i in presets[name]]
+    if Path(name).suffix.lower() in {".json", ".yaml", ".yml"}:
+        if name in seen:
+            raise ValueError(f"activation file {name} names itself")
+        return [a for part in _parts(_read(Path(name))) for a in _resolve(part, available, presets, (*seen, name))]
+    if is_glob(name) and (found := match(name, available)):
+        return found
+    _unknown(name, by_id, presets)
+
+
+def _read(path: Path) -> Spec:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no activation file {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML reads JSON too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is neither JSON nor YAML: {error}") from error
+    named = isinstance(content, Mapping) and all(isinstance(v, bool) for v in content.values())
+    listed = isinstance(content, list) and all(isinstance(v, str) for v in content)
+    if not (named or listed):
+        raise ValueError(f"{path} must hold a list of ids or globs, or a mapping from id to true or false")
+    return content
+
+
+def _unknown(name: str, by_id: Mapping[str, Activation], presets: Mapping[str, Sequence[str]]) -> NoReturn:
+    if is_glob(name):
+        maps = [i for i in by_id if fnmatch.fnmatchcase(i, name)]
+        if maps:
+            raise UnknownActivation(f"{name!r} matches only attention maps; ask for them by a glob ending in 'map'")
+        literal = name.translate(str.maketrans("", "", "*?[]"))
+        near = difflib.get_close_matches(literal, by_id, n=3, cutoff=0)
+        raise UnknownActivation(f"no activation matches {name!r}; the nearest ids are {_listed(near)}")
+    near = difflib.get_close_matches(name, [*by_id, *presets], n=4, cutoff=0.4)
+    text = f"there is no activation {name!r} in this model"
+    text += f"; did you mean {_listed(near)}?" if near else ""
+    text += f" Presets for it: {_listed(presets)}." if presets else " It has no presets."
+    raise UnknownActivation(text)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def presets(model: str | None) -> dict[str, list[str]]:
+    """Name → ids of the presets of a model key such as ``sd15``, ``sdxl`` or ``pgv2``; empty where it has none."""
+    if model is None:
+        return {}
+    file = preset_folder() / f"{model}.json"
+    if not file.is_file():
+        return {}
+    return {name: preset["activations"] for name, preset in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def preset_folder() -> Path:
+    """Where the preset files are: inside an installed package, or ``configs/activations`` of a checkout."""
+    package = Path(str(resources.files("diffusion_features")))
+    installed = package / "presets"
+    return installed if installed.is_dir() else package.parent / "configs" / "activations"

@@ -1,0 +1,362 @@
+"""``FeatureExtractor``: image and prompt → condition → latents → noise at t → denoiser under capture → activations."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .activations import Activation, Kind, Spec, presets, select
+from .attention import use_fast_attention
+from .capturing import capture
+from .families import family_of, list_activations, unwrap
+from .images import Picture, as_tensor
+from .loading import load_pipeline, model_revision
+from .noising import Draw, add_noise, check_t, travel
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """channels: of the tensor (heads for a map). stride: side of a feature cell in image pixels, ``None`` for text."""
+
+    channels: int
+    stride: int | None
+    kind: Kind
+
+
+class FeatureExtractor(nn.Module):
+    """Dense features of images from the inside of a diffusion model.
+
+    >>> fx = FeatureExtractor.from_pretrained("embedded")
+    >>> features = fx(image, prompt="a photo of a cat", t=50, seed=0)
+    >>> features["up-level1-repeat2-res-out"].shape  # (1, C, h, w)
+
+    Make one with ``from_pretrained`` or ``from_pipe``. Frozen by default: it has no parameters and an empty
+    ``state_dict``, so that a model built on it saves only its own weights.
+
+    Attributes:
+        pipe: the diffusers pipeline.
+        available: everything that can be captured, in forward order.
+        activations: what a call captures when it does not say.
+        model_id, revision: where the weights came from, if known.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        activations: Spec = "practical",
+        *,
+        owned: bool = False,
+        trainable: bool = False,
+        model_id: str = "",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.pipe = pipe
+        inner = unwrap(self.denoiser)
+        if trainable:  # a frozen denoiser stays out of nn.Module's registry, and so out of the state_dict
+            self.trained = self.denoiser.requires_grad_(True)
+        self.owned, self.trainable = owned, trainable
+        self.model_id, self.revision = model_id or str(pipe.config.get("_name_or_path", "")), revision
+        self.family = family_of(inner)
+        self.available = list_activations(inner)
+        self.presets = presets(self.family.preset_model(inner, self.model_id))
+        self.activations = select(self.available, activations, self.presets)
+        self._prompts: dict[str, Any] = {}
+        self._released = False
+        with _LOCKS_GUARD:
+            self._lock = _LOCKS.setdefault(inner, threading.RLock())
+
+    # ---- making one -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        activations: Spec = "practical",
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        local_files_only: bool = False,
+        trainable: bool = False,
+        prompts: Sequence[str] | None = None,
+    ) -> FeatureExtractor:
+        """Load a pipeline that belongs to the extractor alone.
+
+        Args:
+            model: ``"embedded"``, a hub id, a folder in the diffusers format, or a single ``.safetensors`` file.
+            activations: what calls capture by default: an id, a glob, a preset, a file, a list, an id→bool mapping.
+            revision, variant, local_files_only: as in diffusers.
+            dtype: float32 on a CPU and float16 on a GPU if not given.
+            device: a CUDA device if there is one.
+            trainable: the denoiser becomes a submodule with gradients; otherwise everything is frozen.
+            prompts: encode these now and release the text encoders; other prompts are then refused.
+
+        The VAE decoder is released at once. xformers is used where it is installed and works.
+
+        Raises:
+            LoadError: the model cannot be loaded; the message says why.
+            UnknownActivation: ``activations`` names nothing in this model.
+        """
+        pipe = load_pipeline(
+            model, revision=revision, variant=variant, dtype=dtype, device=device, local_files_only=local_files_only
+        )
+        if getattr(pipe, "vae", None) is not None:
+            pipe.vae.decoder = None
+        extractor = cls(
+            pipe, activations, owned=True, trainable=trainable, model_id=str(model), revision=model_revision(pipe)
+        )
+        use_fast_attention(extractor.denoiser)
+        if prompts is not None:
+            extractor.encode_prompts(prompts)
+            extractor.release_text_encoders()
+        return extractor
+
+    @classmethod
+    def from_pipe(cls, pipe: Any, activations: Spec = "practical", *, trainable: bool = False) -> FeatureExtractor:
+        """Use a loaded pipeline of the caller, which is never moved, freed, frozen or rescheduled.
+
+        Its prompts are encoded anew at each call, because the caller may load LoRAs between two of them.
+        """
+        return cls(pipe, activations, trainable=trainable)
+
+    # ---- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The pipeline's denoiser.
+
+        Raises:
+            TypeError: it has none.
+        """
+        denoiser = getattr(self.pipe, "unet", None) or getattr(self.pipe, "transformer", None)
+        if denoiser is None:
+            raise TypeError(f"{type(self.pipe).__name__} has no denoiser (neither unet nor transformer)")
+        return denoiser
+
+    @property
+    def feature_info(self) -> dict[str, FeatureInfo]:
+        """id → channels, stride in image pixels and kind, of the default activations."""
+        cell = self.family.pixels_per_cell(self.pipe)
+        return {
+            a.id: FeatureInfo(a.channels, None if a.stride is None else a.stride * cell, a.kind)
+            for a in self.activations
+        }
+
+    @property
+    def multiple(self) -> int:
+        """Image sides must be multiples of this many pixels."""
+        return self.family.multiple(self.pipe)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe._execution_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return unwrap(self.denoiser).dtype  # type: ignore[return-value]
+
+    # ---- the call ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        images: Picture | Sequence[Picture] | None,
+        prompt: str | Sequence[str] = "",
+        *,
+        t: int | Sequence[int] = 50,
+        seed: int | Sequence[int] = 0,
+        activations: Spec | None = None,
+        size: int | tuple[int, int] | None = None,
+        ensemble: int = 1,
+        sample_posterior: bool = False,
+        noise: Tensor | None = None,
+        latents: Tensor | None = None,
+        invert: bool = False,
+        denoise_from: int | None = None,
+        solver_steps: int = 10,
+        heads: Literal["each", "mean"] = "each",
+        output_device: torch.device | str | None = None,
+        output_dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """Features of images.
+
+        Args:
+            images: a PIL image, a list of them, or a (B, 3, H, W) tensor in [-1, 1]; sides are multiples of
+                ``multiple``. May be ``None`` if ``latents`` are given.
+            prompt: one string, or one an image.
+            t: the training timestep the denoiser is conditioned on, 0 (clean) to 999 (noise). A list of T adds an axis
+                of size T after B; every t sees the same noise.
+            seed: one for all images, or one an image. Image i of a batch equals the same image alone.
+            activations: what to capture, if not the default.
+            size: resize images to this (height, width) or square side first.
+            ensemble: average the features over this many draws of noise.
+            sample_posterior: sample the VAE posterior as the papers do, instead of taking its mean.
+            noise: (B, c, h, w) to use instead of drawing.
+            latents: (B, c, h, w) clean, scaled latents to use instead of encoding images.
+            invert: reach t by DDIM inversion of the clean latents in ``solver_steps`` steps, without drawn noise.
+            denoise_from: add noise at this higher timestep and denoise to t in ``solver_steps`` DDIM steps.
+            heads: ``mean`` averages maps over heads, to (B, 1, queries, keys).
+            output_device, output_dtype: where captures go as soon as they are made.
+
+        Returns:
+            id → (B, C, h, w), (B, tokens, C) for text-side ids or (B, heads, queries, keys) for maps, in forward order.
+            Detached, unless the extractor is trainable.
+
+        Raises:
+            ValueError: sizes, counts or timesteps that do not fit; the message says what would.
+            FloatingPointError: an activation has infinite or undefined values; the message names it and the remedy.
+        """
+        chosen = self.activations if activations is None else select(self.available, activations, self.presets)
+        levels = self._levels(t, denoise_from)
+        if invert and (denoise_from is not None or noise is not None or ensemble != 1):
+            raise ValueError("invert draws no noise: it does not go with denoise_from, noise or ensemble")
+        if ensemble < 1 or (noise is not None and ensemble != 1):
+            raise ValueError("ensemble must be at least 1, and exactly 1 where noise is given")
+        if solver_steps < 1:
+            raise ValueError("solver_steps must be at least 1")
+
+        with self._lock, torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            clean, pixels = self._clean(images, size, latents, seed if sample_posterior else None)
+            conditions = self._conditions(prompt, len(clean))
+
+            def run(x: Tensor, level: int) -> Tensor:
+                return self.family.denoise(self.pipe, x, level, conditions, pixels)
+
+            def noisy(eps: Tensor, level: int) -> Tensor:
+                scheduler = self.pipe.scheduler
+                if invert:
+                    return travel(clean, 0, level, solver_steps, run, scheduler)
+                if denoise_from is None:
+                    return add_noise(clean, eps, level, scheduler)
+                return travel(
+                    add_noise(clean, eps, denoise_from, scheduler), denoise_from, level, solver_steps, run, scheduler
+                )
+
+            def features_at(eps: Tensor, level: int) -> dict[str, Tensor]:
+                latents_t = noisy(eps, level)
+                with capture(
+                    self.denoiser, chosen, stop_early=True, heads=heads, grad=torch.is_grad_enabled(),
+                    device=output_device, dtype=output_dtype,
+                ) as features:  # fmt: skip
+                    run(latents_t, level)
+                _check_finite(features, self.dtype)
+                return {a.id: features[a.id] for a in chosen}
+
+            draws = self._draws(clean, seed, ensemble, noise)
+            found = [_mean((features_at(eps, level) for eps in draws), len(draws)) for level in levels]
+        if isinstance(t, int):
+            return found[0]
+        return {id: torch.stack([f[id] for f in found], dim=1) for id in found[0]}
+
+    def _levels(self, t: int | Sequence[int], denoise_from: int | None) -> list[int]:
+        levels = [check_t(x, self.pipe.scheduler) for x in ([t] if isinstance(t, int) else t)]
+        if not levels:
+            raise ValueError("t is an empty list")
+        if denoise_from is not None and check_t(denoise_from, self.pipe.scheduler) < max(levels):
+            raise ValueError(f"denoise_from={denoise_from} must not be below t={max(levels)}")
+        return levels
+
+    def _clean(
+        self,
+        images: Picture | Sequence[Picture] | None,
+        size: int | tuple[int, int] | None,
+        latents: Tensor | None,
+        posterior_seed: int | Sequence[int] | None,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Clean latents (B, c, h, w) on the denoiser's device, and the (height, width) of the images in pixels."""
+        if latents is not None:
+            cell = self.family.pixels_per_cell(self.pipe)
+            latents = latents.to(device=self.device, dtype=self.dtype)
+            return latents, (latents.shape[-2] * cell, latents.shape[-1] * cell)
+        if images is None:
+            raise ValueError("give images, or latents to use instead")
+        pixels = as_tensor(images, size=size, multiple=self.multiple).to(self.device)
+        draw = None if posterior_seed is None else Draw(posterior_seed, len(pixels), stream=1)
+        return self.family.encode_images(self.pipe, pixels, draw), (pixels.shape[-2], pixels.shape[-1])
+
+    def _draws(
+        self, clean: Tensor, seed: int | Sequence[int], ensemble: int, noise: Tensor | None
+    ) -> list[Tensor]:
+        """The noises to use, each (B, c, h, w)."""
+        if noise is None:
+            draw = Draw(seed, len(clean))
+            return [draw(clean) for _ in range(ensemble)]
+        if noise.shape != clean.shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}; the latents have {tuple(clean.shape)}")
+        return [noise.to(clean)]
+
+    # ---- prompts ----------------------------------------------------------------------------------------------------
+
+    def encode_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode prompts and keep the result, so that calls with them need no text encoder."""
+        with self._lock, torch.no_grad():
+            new = [p for p in dict.fromkeys(prompts) if p not in self._prompts]
+            self._prompts.update(zip(new, self.family.encode_prompts(self.pipe, new), strict=True))
+
+    def release_text_encoders(self) -> None:
+        """Free the text encoders. Prompts encoded before stay available, others are refused.
+
+        Raises:
+            ValueError: the pipeline belongs to the caller.
+        """
+        if not self.owned:
+            raise ValueError("the pipeline belongs to its caller; only one loaded by from_pretrained is released")
+        for name in [n for n in self.pipe.components if n.startswith("text_encoder")]:
+            setattr(self.pipe, name, None)
+        self._released = True
+
+    def _conditions(self, prompt: str | Sequence[str], batch: int) -> list[Any]:
+        prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != batch:
+            raise ValueError(f"{len(prompts)} prompts for {batch} images: give one prompt, or one an image")
+        known = self._prompts
+        new = [p for p in dict.fromkeys(prompts) if p not in known]
+        if new and self._released:
+            raise ValueError(f"the text encoders were released; known prompts are {list(known)}, not {new[0]!r}")
+        if new:
+            with torch.no_grad():
+                encoded = dict(zip(new, self.family.encode_prompts(self.pipe, new), strict=True))
+            known = {**known, **encoded}
+            if self.owned:
+                self._prompts = known
+        return [known[p] for p in prompts]
+
+    # ---- nn.Module --------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FeatureExtractor:
+        """``.to()`` and its kin reach an owned pipeline too; a caller's pipeline stays where it is."""
+        super()._apply(fn, recurse)
+        if self.owned:
+            for module in self.pipe.components.values():
+                if isinstance(module, nn.Module) and module is not self._modules.get("trained"):
+                    module._apply(fn)
+        return self
+
+
+def _mean(results: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+    """Mean over ``count`` results, summed in float32 as they come."""
+    first = next(results)
+    if count == 1:
+        return first
+    total = {id: tensor.float() for id, tensor in first.items()}
+    for result in results:
+        total = {id: total[id] + tensor.float() for id, tensor in result.items()}
+    return {id: (tensor / count).to(first[id].dtype) for id, tensor in total.items()}
+
+
+def _check_finite(features: dict[str, Tensor], dtype: torch.dtype) -> None:
+    for id, tensor in features.items():
+        if not torch.isfinite(tensor).all():
+            remedy = " Load the model with dtype=torch.float32 or torch.bfloat16." if dtype == torch.float16 else ""
+            raise FloatingPointError(f"{id} has infinite or undefined values in {dtype}.{remedy}")

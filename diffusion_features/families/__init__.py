@@ -1,0 +1,77 @@
+"""One module a family of denoisers; a new family is one new file here.
+
+A family module offers:
+
+    DENOISERS: tuple[str, ...]
+        class names of the denoisers it knows
+    list_activations(denoiser) -> list[Activation]
+        all there is to capture, in forward order
+    grid(module, args, kwargs) -> (h, w)
+        the token grid, read from the call of the module an ``Activation.grid`` names
+    preset_model(denoiser, name) -> str | None
+        which file of ``configs/activations`` is about this model
+    pixels_per_cell(pipe) -> int, multiple(pipe) -> int
+        image pixels in one denoiser cell; what image sides must be multiples of
+    encode_prompts(pipe, prompts) -> list[Conditions]
+        one entry a prompt, tensors without a batch axis
+    encode_images(pipe, images, draw) -> Tensor
+        (B, 3, H, W) in [-1, 1] → clean latents (B, c, h, w)
+    denoise(pipe, latents, t, conditions, size) -> Tensor
+        one call of the denoiser, conditioned on the integer ``t``
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+from torch import nn
+
+from ..activations import Activation
+
+
+@cache
+def _families() -> list[ModuleType]:
+    return [import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+
+
+def unwrap(denoiser: nn.Module) -> nn.Module:
+    """The denoiser itself, out of torch.compile, (Distributed)DataParallel and PEFT wrappers."""
+    while True:
+        if hasattr(denoiser, "_orig_mod"):
+            denoiser = denoiser._orig_mod
+        elif hasattr(denoiser, "get_base_model"):
+            denoiser = denoiser.get_base_model()
+        elif isinstance(denoiser, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            denoiser = denoiser.module
+        else:
+            return denoiser
+
+
+def family_of(denoiser: nn.Module) -> ModuleType:
+    """The family module of a denoiser, wrapped or not.
+
+    Raises:
+        TypeError: nobody wrote a family for this class; the message lists the known ones.
+    """
+    name = type(unwrap(denoiser)).__name__
+    for family in _families():
+        if name in family.DENOISERS:
+            return family
+    known = ", ".join(sorted(d for family in _families() for d in family.DENOISERS))
+    raise TypeError(f"{name} is not a denoiser this library knows; known are {known}")
+
+
+def list_activations(denoiser: nn.Module) -> list[Activation]:
+    """Everything that can be captured in a denoiser, in forward order, read from its module tree.
+
+    Args:
+        denoiser: a diffusers denoiser, possibly compiled, distributed or wrapped by PEFT.
+
+    Raises:
+        TypeError: the class of the denoiser is not known.
+    """
+    inner = unwrap(denoiser)
+    return family_of(inner).list_activations(inner)

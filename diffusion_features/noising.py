@@ -1,0 +1,103 @@
+"""From ``t`` to what the denoiser sees: exact noise levels, seeded noise, and deterministic steps between levels.
+
+Written on ᾱ_t itself, so that it is the same for every scheduler a pipeline may carry (PNDM, DDIM, Euler, DPM-Solver):
+their ``add_noise`` and ``scale_model_input`` differ, the denoiser's input at timestep t does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Predict = Callable[[Tensor, int], Tensor]
+
+
+def check_t(t: int, scheduler: Any) -> int:
+    """``t`` if it is a training timestep of the scheduler.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is out of range, or the scheduler has no ᾱ_t (EDM).
+    """
+    if isinstance(t, bool) or not isinstance(t, (int, np.integer)):
+        raise TypeError(f"t must be an integer training timestep, not {t!r}")
+    if not hasattr(scheduler, "alphas_cumprod") or "EDM" in type(scheduler).__name__:
+        raise ValueError(f"{type(scheduler).__name__} has no alphas_cumprod: its model is not conditioned on timesteps")
+    last = len(scheduler.alphas_cumprod) - 1
+    if not 0 <= t <= last:
+        raise ValueError(f"t={t} is out of range: it must be between 0 (clean) and {last} (pure noise)")
+    return int(t)
+
+
+def signal_and_noise(scheduler: Any, t: int) -> tuple[float, float]:
+    """(√ᾱ_t, √(1-ᾱ_t)), computed in float64."""
+    alpha_bar = float(scheduler.alphas_cumprod[t].double())
+    return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+
+
+def add_noise(clean: Tensor, noise: Tensor, t: int, scheduler: Any) -> Tensor:
+    """``x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε`` (DDPM, arXiv 2006.11239, eq. 4)."""
+    signal, sigma = signal_and_noise(scheduler, t)
+    return signal * clean + sigma * noise
+
+
+def ddim_move(noisy: Tensor, prediction: Tensor, t: int, target: int, scheduler: Any) -> Tensor:
+    """One deterministic DDIM step from level ``t`` to level ``target``, up (inversion) or down (denoising).
+
+    ``x_target = √ᾱ_target x̂_0 + √(1-ᾱ_target) ε̂`` (arXiv 2010.02502, eq. 12 with σ=0).
+
+    Args:
+        noisy: x_t, (B, c, h, w).
+        prediction: the denoiser's output at t: ε, v or x_0 as the scheduler's ``prediction_type`` says.
+    """
+    signal, sigma = signal_and_noise(scheduler, t)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        eps = prediction
+        clean = (noisy - sigma * eps) / signal
+    elif kind == "v_prediction":
+        eps = signal * prediction + sigma * noisy
+        clean = signal * noisy - sigma * prediction
+    elif kind == "sample":
+        clean = prediction
+        eps = (noisy - signal * clean) / sigma
+    else:
+        raise ValueError(f"prediction type {kind!r} is not known; known are epsilon, v_prediction and sample")
+    return add_noise(clean, eps, target, scheduler)
+
+
+def travel(latents: Tensor, start: int, target: int, steps: int, predict: Predict, scheduler: Any) -> Tensor:
+    """Latents carried from level ``start`` to level ``target`` in at most ``steps`` DDIM steps."""
+    levels = list(dict.fromkeys(round(x) for x in np.linspace(start, target, steps + 1)))
+    for t, following in pairwise(levels):
+        latents = ddim_move(latents, predict(latents, t), t, following, scheduler)
+    return latents
+
+
+class Draw:
+    """Gaussian draws, one CPU float32 generator an image: image i of a batch draws what it would draw alone.
+
+    Args:
+        seed: one for all images, or one an image.
+        batch: number of images.
+        stream: independent draws from the same seed, so that sampling the VAE posterior leaves the noise as it is.
+
+    Raises:
+        ValueError: another number of seeds than images.
+    """
+
+    def __init__(self, seed: int | Sequence[int], batch: int, stream: int = 0) -> None:
+        seeds = [seed] * batch if isinstance(seed, (int, np.integer)) else list(seed)
+        if len(seeds) != batch:
+            raise ValueError(f"{len(seeds)} seeds for {batch} images: give one seed, or one an image")
+        self._generators = [torch.Generator("cpu").manual_seed(int(s) + (stream << 40)) for s in seeds]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """(B, ...) standard normal in the shape, dtype and device of ``like``."""
+        rows = [torch.randn(like.shape[1:], generator=g) for g in self._generators]
+        return torch.stack(rows).to(like)
