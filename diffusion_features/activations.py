@@ -33,7 +33,7 @@ class Activation:
         kind: decides the captured shape. ``spatial``: (B, channels, h, w). ``text``: (B, tokens, channels).
             ``map``: (B, heads, queries, keys), softmax probabilities.
         module: dotted path of the hooked module inside the denoiser.
-        tap: which tensor of that module: its first ``input``, its ``output``, or the probabilities of its ``attention``.
+        tap: which of its tensors: its first ``input``, its ``output``, or the probabilities of its ``attention``.
         channels: channels of a spatial or text activation; number of query heads of a map.
         stride: side of one feature cell in denoiser cells (latent pixels); ``None`` for text.
         grid: dotted path of the module whose call tells the token grid (h, w); ``None`` if the tensor is already one.

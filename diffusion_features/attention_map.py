@@ -24,7 +24,7 @@ def attention_map(
 ) -> Tensor:
     """``A = softmax(Q Kᵀ · scale + mask)``, the probabilities inside ``scaled_dot_product_attention``.
 
-    Scores are made for a block of query rows at a time and their softmax is taken in float32, so the memory in use is
+    Scores and their softmax are made in float32 (or more) for a block of query rows at a time, so the memory in use is
     the result and a few dozen MiB.
 
     Args:
@@ -44,7 +44,7 @@ def attention_map(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     batch, heads, queries, _ = query.shape
     keys = key.shape[-2]
-    transposed = key.transpose(-2, -1)
+    transposed = key.transpose(-2, -1).to(torch.promote_types(key.dtype, torch.float32))
     rows = max(1, CHUNK_ELEMENTS // (batch * heads * keys))
     blocks = _blocks(query, transposed, mask, is_causal, scale, rows)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
@@ -61,12 +61,12 @@ def _blocks(
     queries, keys = query.shape[-2], transposed_key.shape[-1]
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
-        scores = (query[..., start:stop, :] @ transposed_key).float() * scale
+        scores = query[..., start:stop, :].to(transposed_key.dtype) @ transposed_key * scale
         if is_causal:
             later = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(1)[start:stop]
             scores = scores.masked_fill(later, -math.inf)
         if mask is not None:
-            part = mask[..., start:stop, :] if mask.ndim > 1 and mask.shape[-2] == queries else mask
+            part = mask[..., start:stop, :] if mask.shape[-2] == queries else mask
             scores = scores.masked_fill(~part, -math.inf) if part.dtype == torch.bool else scores + part
         yield start, scores.softmax(dim=-1)
 

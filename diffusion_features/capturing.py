@@ -107,7 +107,7 @@ def capture(
 
 def _chosen(denoiser: nn.Module, activations: Spec | list[Activation]) -> list[Activation]:
     if isinstance(activations, list) and activations and all(isinstance(a, Activation) for a in activations):
-        return activations  # type: ignore[return-value]
+        return activations
     return select(list_activations(denoiser), activations)  # type: ignore[arg-type]
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .activations import Activation, Kind, Spec, presets, select
+from .activations import Kind, Spec, presets, select
 from .attention import use_fast_attention
 from .capturing import capture
 from .families import family_of, list_activations, unwrap
@@ -67,14 +68,11 @@ class FeatureExtractor(nn.Module):
             self.trained = self.denoiser.requires_grad_(True)
         self.owned, self.trainable = owned, trainable
         self.model_id, self.revision = model_id or str(pipe.config.get("_name_or_path", "")), revision
-        self.family = family_of(inner)
         self.available = list_activations(inner)
         self.presets = presets(self.family.preset_model(inner, self.model_id))
         self.activations = select(self.available, activations, self.presets)
         self._prompts: dict[str, Any] = {}
         self._released = False
-        with _LOCKS_GUARD:
-            self._lock = _LOCKS.setdefault(inner, threading.RLock())
 
     # ---- making one -------------------------------------------------------------------------------------------------
 
@@ -90,7 +88,7 @@ class FeatureExtractor(nn.Module):
         device: torch.device | str | None = None,
         local_files_only: bool = False,
         trainable: bool = False,
-        prompts: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
     ) -> FeatureExtractor:
         """Load a pipeline that belongs to the extractor alone.
 
@@ -144,6 +142,19 @@ class FeatureExtractor(nn.Module):
         if denoiser is None:
             raise TypeError(f"{type(self.pipe).__name__} has no denoiser (neither unet nor transformer)")
         return denoiser
+
+    # Modules and locks cannot be copied or pickled; an extractor that does not hold them can.
+
+    @property
+    def family(self) -> ModuleType:
+        """The module of ``families`` that knows this denoiser."""
+        return family_of(self.denoiser)
+
+    @property
+    def _lock(self) -> threading.RLock:
+        """One lock a denoiser, whichever extractor uses it."""
+        with _LOCKS_GUARD:
+            return _LOCKS.setdefault(unwrap(self.denoiser), threading.RLock())
 
     @property
     def feature_info(self) -> dict[str, FeatureInfo]:
@@ -250,17 +261,18 @@ class FeatureExtractor(nn.Module):
                     device=output_device, dtype=output_dtype,
                 ) as features:  # fmt: skip
                     run(latents_t, level)
-                _check_finite(features, self.dtype)
+                _check_finite(features)
                 return {a.id: features[a.id] for a in chosen}
 
             draws = self._draws(clean, seed, ensemble, noise)
             found = [_mean((features_at(eps, level) for eps in draws), len(draws)) for level in levels]
-        if isinstance(t, int):
+        if _is_single(t):
             return found[0]
         return {id: torch.stack([f[id] for f in found], dim=1) for id in found[0]}
 
     def _levels(self, t: int | Sequence[int], denoise_from: int | None) -> list[int]:
-        levels = [check_t(x, self.pipe.scheduler) for x in ([t] if isinstance(t, int) else t)]
+        wanted: Any = [t] if _is_single(t) else t
+        levels = [check_t(x, self.pipe.scheduler) for x in wanted]
         if not levels:
             raise ValueError("t is an empty list")
         if denoise_from is not None and check_t(denoise_from, self.pipe.scheduler) < max(levels):
@@ -285,9 +297,7 @@ class FeatureExtractor(nn.Module):
         draw = None if posterior_seed is None else Draw(posterior_seed, len(pixels), stream=1)
         return self.family.encode_images(self.pipe, pixels, draw), (pixels.shape[-2], pixels.shape[-1])
 
-    def _draws(
-        self, clean: Tensor, seed: int | Sequence[int], ensemble: int, noise: Tensor | None
-    ) -> list[Tensor]:
+    def _draws(self, clean: Tensor, seed: int | Sequence[int], ensemble: int, noise: Tensor | None) -> list[Tensor]:
         """The noises to use, each (B, c, h, w)."""
         if noise is None:
             draw = Draw(seed, len(clean))
@@ -298,8 +308,9 @@ class FeatureExtractor(nn.Module):
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: str | Sequence[str]) -> None:
         """Encode prompts and keep the result, so that calls with them need no text encoder."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         with self._lock, torch.no_grad():
             new = [p for p in dict.fromkeys(prompts) if p not in self._prompts]
             self._prompts.update(zip(new, self.family.encode_prompts(self.pipe, new), strict=True))
@@ -344,19 +355,25 @@ class FeatureExtractor(nn.Module):
         return self
 
 
+def _is_single(t: Any) -> bool:
+    """Whether ``t`` is meant as one timestep; what is no sequence is one, and ``check_t`` says if it is a wrong one."""
+    return not isinstance(t, Iterable) or getattr(t, "ndim", 1) == 0
+
+
 def _mean(results: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """Mean over ``count`` results, summed in float32 as they come."""
+    """Mean over ``count`` results, summed in at least float32 as they come."""
     first = next(results)
     if count == 1:
         return first
-    total = {id: tensor.float() for id, tensor in first.items()}
+    total = {id: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for id, tensor in first.items()}
     for result in results:
-        total = {id: total[id] + tensor.float() for id, tensor in result.items()}
+        total = {id: total[id] + tensor for id, tensor in result.items()}
     return {id: (tensor / count).to(first[id].dtype) for id, tensor in total.items()}
 
 
-def _check_finite(features: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _check_finite(features: dict[str, Tensor]) -> None:
     for id, tensor in features.items():
         if not torch.isfinite(tensor).all():
-            remedy = " Load the model with dtype=torch.float32 or torch.bfloat16." if dtype == torch.float16 else ""
-            raise FloatingPointError(f"{id} has infinite or undefined values in {dtype}.{remedy}")
+            half = " Load the model with, or ask for output_dtype, torch.float32 or torch.bfloat16."
+            remedy = half if tensor.dtype == torch.float16 else ""
+            raise FloatingPointError(f"{id} has infinite or undefined values in {tensor.dtype}.{remedy}")

@@ -83,7 +83,7 @@ class Draw:
     """Gaussian draws, one CPU float32 generator an image: image i of a batch draws what it would draw alone.
 
     Args:
-        seed: one for all images, or one an image.
+        seed: one for all images, or one an image; ``torch.Generator`` reads the lower 32 bits of each.
         batch: number of images.
         stream: independent draws from the same seed, so that sampling the VAE posterior leaves the noise as it is.
 
@@ -95,9 +95,15 @@ class Draw:
         seeds = [seed] * batch if isinstance(seed, (int, np.integer)) else list(seed)
         if len(seeds) != batch:
             raise ValueError(f"{len(seeds)} seeds for {batch} images: give one seed, or one an image")
-        self._generators = [torch.Generator("cpu").manual_seed(int(s) + (stream << 40)) for s in seeds]
+        self._generators = [torch.Generator("cpu").manual_seed(_of_stream(int(s), stream)) for s in seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
         """(B, ...) standard normal in the shape, dtype and device of ``like``."""
-        rows = [torch.randn(like.shape[1:], generator=g) for g in self._generators]
+        shape = like.shape[1:]
+        rows = [torch.randn(shape, generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
         return torch.stack(rows).to(like)
+
+
+def _of_stream(seed: int, stream: int) -> int:
+    """The seed itself for stream 0; for others a mixture of both that fits into the 32 bits that are read."""
+    return seed if stream == 0 else int(np.random.SeedSequence([seed % 2**32, stream]).generate_state(1)[0])

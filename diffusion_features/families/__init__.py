@@ -26,6 +26,7 @@ import pkgutil
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -39,15 +40,16 @@ def _families() -> list[ModuleType]:
 
 def unwrap(denoiser: nn.Module) -> nn.Module:
     """The denoiser itself, out of torch.compile, (Distributed)DataParallel and PEFT wrappers."""
+    inner: Any = denoiser
     while True:
-        if hasattr(denoiser, "_orig_mod"):
-            denoiser = denoiser._orig_mod
-        elif hasattr(denoiser, "get_base_model"):
-            denoiser = denoiser.get_base_model()
-        elif isinstance(denoiser, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            denoiser = denoiser.module
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
         else:
-            return denoiser
+            return inner
 
 
 def family_of(denoiser: nn.Module) -> ModuleType:

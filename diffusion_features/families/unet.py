@@ -5,6 +5,7 @@ Activation ids and tensors: arXiv 2410.03558, as its released configurations nam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,7 +133,7 @@ def preset_model(unet: nn.Module, name: str) -> str | None:
     if shape == ((), (1, 1, 1), (1, 1, 1), (1, 1, 1)):
         return "sd15"
     if shape == ((10, 10, 10), (2, 2, 2), ()):
-        return "pgv2" if "playground" in name.lower() else "sdxl"
+        return "pgv2" if re.search(r"playground[-_. ]?v?2", name, re.IGNORECASE) else "sdxl"
     return None
 
 
@@ -177,8 +178,10 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
 
 
 def _encode_t5(pipe: Any, prompt: str) -> Conditions:
+    if pipe.text_encoder is None:
+        raise ValueError("the pipeline has no text encoder to encode the prompt with")
     limit = 77  # the context DeepFloyd IF was trained with
-    tokens = len(pipe.tokenizer.tokenize(prompt)) + 1
+    tokens = len(pipe.tokenizer(prompt, verbose=False).input_ids)
     if tokens > limit:
         raise ValueError(f"the prompt has {tokens} tokens and this model reads {limit}; shorten it: {prompt[:60]!r}...")
     text, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipe._execution_device)
@@ -193,13 +196,15 @@ def _encode_clip(pipe: Any, prompt: str) -> Conditions:
     for tokenizer, encoder in pairs:
         if encoder is None:
             continue
-        converted = pipe.maybe_convert_prompt(prompt, tokenizer)  # textual inversion
-        ids, mask = chunk_tokens(tokenizer, converted)
+        learned = set(tokenizer.added_tokens_encoder) - set(tokenizer.all_special_tokens)
+        ids, mask = chunk_tokens(tokenizer, pipe.maybe_convert_prompt(prompt, tokenizer) if learned else prompt)
         ids, mask = ids.to(pipe._execution_device), mask.to(pipe._execution_device)
         uses_mask = getattr(encoder.config, "use_attention_mask", False)
         out = encoder(ids, attention_mask=mask if uses_mask else None, output_hidden_states=sdxl)
         texts.append((out.hidden_states[-2] if sdxl else out[0]).flatten(0, 1))
         pooled = out[0][0] if sdxl and out[0].ndim == 2 else pooled
+    if not texts:
+        raise ValueError("the pipeline has no text encoder to encode the prompt with")
     longest = max(len(t) for t in texts)
     if any(len(t) != longest for t in texts):
         raise ValueError("the two text encoders cut this prompt into different numbers of chunks; shorten it")
@@ -207,9 +212,9 @@ def _encode_clip(pipe: Any, prompt: str) -> Conditions:
 
 
 def chunk_tokens(tokenizer: Any, prompt: str) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask of a prompt, each (chunks, model_max_length), every chunk a full BOS … EOS sequence."""
+    """Token ids and attention mask of a prompt, each (chunks, model_max_length); every chunk has its BOS and EOS."""
     length = tokenizer.model_max_length
-    words = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(prompt))  # a call would warn about the length
+    words = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
     size = length - 2
     chunks = [words[i : i + size] for i in range(0, max(len(words), 1), size)]
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -245,7 +250,7 @@ def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | 
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:
-    """One call of the denoiser on x_t (B, c, h, w), conditioned on the training timestep t.
+    """One call of the denoiser on x_t (B, c, h, w), conditioned on the training timestep t. Returns (B, c, h, w).
 
     Args:
         conditions: one an image.
@@ -260,7 +265,7 @@ def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], si
         pooled = torch.stack([c.pooled for c in conditions if c.pooled is not None])
         added = {"text_embeds": pooled.to(latents), "time_ids": times.to(latents)}
     timestep = torch.full((len(latents),), t, device=latents.device)
-    return pipe.unet(
+    prediction = pipe.unet(
         latents,
         timestep,
         encoder_hidden_states=text,
@@ -268,6 +273,7 @@ def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], si
         added_cond_kwargs=added or None,
         return_dict=False,
     )[0]
+    return prediction[:, : latents.shape[1]]  # DeepFloyd IF predicts the variance too
 
 
 def _pad(texts: list[Tensor]) -> tuple[Tensor, Tensor | None]:
