@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias
+from typing import Literal, NamedTuple, NoReturn, TypeAlias
 
 import yaml
 
@@ -36,7 +36,9 @@ class Activation:
         tap: which of its tensors: its first ``input``, its ``output``, or the probabilities of its ``attention``.
         channels: channels of a spatial or text activation; number of query heads of a map.
         stride: side of one feature cell in denoiser cells (latent pixels); ``None`` for text.
-        grid: dotted path of the module whose call tells the token grid (h, w); ``None`` if the tensor is already one.
+        layout: dotted path of the module whose call tells where tokens stand; ``None`` if the tensor is (B, C, h, w).
+        joint: text and image tokens stand in one sequence; what the id names is a part of the tensor.
+        index: which output of a module that returns several.
         whole: dotted path of the module whose end completes the tensor, where the tapped one may run in several chunks.
     """
 
@@ -46,14 +48,25 @@ class Activation:
     tap: Tap
     channels: int
     stride: int | None
-    grid: str | None = None
+    layout: str | None = None
     whole: str | None = None
+    joint: bool = False
+    index: int = 0
 
     @property
     def role(self) -> str:
         """What the tensor is, without its place: ``res-out``, ``self-q``, ``cross-map``, ``ffn-inner`` ..."""
         parts = self.id.split("-")
         return "-".join(parts[-2:]) if len(parts) > 1 else self.id
+
+
+class Layout(NamedTuple):
+    """Where tokens stand in one call of a denoiser: ``grid`` (h, w) of the image tokens, row-major; and, where text and
+    image tokens share one sequence, the positions of either."""
+
+    grid: tuple[int, int]
+    image: slice = slice(None)
+    text: slice = slice(None)
 
 
 class UnknownActivation(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +20,8 @@ def attention_map(
     scale: float | None = None,
     enable_gqa: bool = False,
     head_mean: bool = False,
+    rows: slice = slice(None),
+    columns: slice = slice(None),
 ) -> Tensor:
     """``A = softmax(Q Kᵀ · scale + mask)``, the probabilities inside ``scaled_dot_product_attention``.
 
@@ -35,41 +36,43 @@ def attention_map(
         scale: ``1/√d`` if not given.
         enable_gqa: each key head serves several query heads.
         head_mean: return the mean over heads.
+        rows, columns: queries and keys to return; the softmax is over all keys all the same.
 
     Returns:
-        (B, H, Q, K) in the dtype of ``query``, or (B, 1, Q, K) for the mean over heads. Rows sum to 1.
+        (B, H, Q, K) in the dtype of ``query``, or (B, 1, Q, K) for the mean over heads. Whole rows sum to 1.
     """
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    mask = _as_bias(mask, query, key, is_causal)
+    if mask is not None and mask.shape[-2] == query.shape[-2]:
+        mask = mask[..., rows, :]
+    query = query[..., rows, :]
     batch, heads, queries, _ = query.shape
-    keys = key.shape[-2]
+    step = max(1, CHUNK_ELEMENTS // (batch * heads * key.shape[-2]))
     transposed = key.transpose(-2, -1).to(torch.promote_types(key.dtype, torch.float32))
-    rows = max(1, CHUNK_ELEMENTS // (batch * heads * keys))
-    blocks = _blocks(query, transposed, mask, is_causal, scale, rows)
+
+    def block(start: int) -> Tensor:
+        scores = query[..., start : start + step, :].to(transposed.dtype) @ transposed * scale
+        if mask is not None:
+            scores = scores + (mask[..., start : start + step, :] if mask.shape[-2] == queries else mask)
+        part = scores.softmax(dim=-1)[..., columns]
+        return (part.mean(dim=1, keepdim=True) if head_mean else part).to(query.dtype)
+
+    starts = range(0, queries, step)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        return torch.cat([_reduce(p, head_mean).to(query.dtype) for _, p in blocks], dim=-2)
+        return torch.cat([block(start) for start in starts], dim=-2)
+    keys = len(range(key.shape[-2])[columns])
     out = query.new_empty(batch, 1 if head_mean else heads, queries, keys)
-    for start, probabilities in blocks:
-        out[:, :, start : start + rows] = _reduce(probabilities, head_mean)
+    for start in starts:
+        out[:, :, start : start + step] = block(start)
     return out
 
 
-def _blocks(
-    query: Tensor, transposed_key: Tensor, mask: Tensor | None, is_causal: bool, scale: float, rows: int
-) -> Iterator[tuple[int, Tensor]]:
-    queries, keys = query.shape[-2], transposed_key.shape[-1]
-    for start in range(0, queries, rows):
-        stop = min(start + rows, queries)
-        scores = query[..., start:stop, :].to(transposed_key.dtype) @ transposed_key * scale
-        if is_causal:
-            later = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(1)[start:stop]
-            scores = scores.masked_fill(later, -math.inf)
-        if mask is not None:
-            part = mask[..., start:stop, :] if mask.shape[-2] == queries else mask
-            scores = scores.masked_fill(~part, -math.inf) if part.dtype == torch.bool else scores + part
-        yield start, scores.softmax(dim=-1)
-
-
-def _reduce(probabilities: Tensor, head_mean: bool) -> Tensor:
-    return probabilities.mean(dim=1, keepdim=True) if head_mean else probabilities
+def _as_bias(mask: Tensor | None, query: Tensor, key: Tensor, is_causal: bool) -> Tensor | None:
+    """What to add to the scores: a boolean mask, or causality, becomes 0 where a key takes part and -∞ elsewhere."""
+    if is_causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(~mask, -math.inf)

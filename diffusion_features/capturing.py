@@ -8,23 +8,30 @@ whose map is not asked for is touched, and no file of another library is patched
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProcessor2_0
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from .activations import Activation, Spec, select
+from .activations import Activation, Layout, Spec, select
 from .attention_map import attention_map
 from .families import family_of, list_activations, unwrap
 
-WITHOUT_SDPA = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}
-"""diffusers' processors that compute what AttnProcessor2_0 does by other means, and hide the probabilities."""
+BY_SDPA = {
+    "AttnProcessor": AttnProcessor2_0,
+    "SlicedAttnProcessor": AttnProcessor2_0,
+    "XFormersAttnProcessor": AttnProcessor2_0,
+    "XFormersJointAttnProcessor": JointAttnProcessor2_0,
+}
+"""diffusers' processors that hide the probabilities, and the one that computes the same by SDPA."""
 
 
 class CaptureError(RuntimeError):
@@ -145,7 +152,7 @@ class _Recorder:
         self.call = -1
         self.running = False
         self.missing: set[str] = set()
-        self.grids: dict[str, tuple[int, int]] = {}
+        self.layouts: dict[str, Layout] = {}
         self.parts: dict[str, list[Tensor]] = {}
 
     # A recomputation by gradient checkpointing runs modules outside a call of the denoiser: it is not recorded again.
@@ -158,8 +165,8 @@ class _Recorder:
         root = self.denoiser
         yield root.register_forward_pre_hook(self._begin)
         yield root.register_forward_hook(self._end, always_call=True)
-        for path in dict.fromkeys(a.grid for a in self.chosen if a.grid):
-            yield root.get_submodule(path).register_forward_pre_hook(self._note_grid(path), with_kwargs=True)
+        for path in dict.fromkeys(a.layout for a in self.chosen if a.layout is not None):
+            yield root.get_submodule(path).register_forward_pre_hook(self._note_layout(path), with_kwargs=True)
         for activation in self.chosen:
             yield from self._tap(activation)
 
@@ -202,10 +209,10 @@ class _Recorder:
         if threading.get_ident() == self.thread:
             self.running = False
 
-    def _note_grid(self, path: str) -> Callable[..., None]:
+    def _note_layout(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.listening:
-                self.grids[path] = self.family.grid(module, args, kwargs)
+                self.layouts[path] = self.family.layout(module, args, kwargs)
 
         return hook
 
@@ -219,7 +226,8 @@ class _Recorder:
     def _on_output(self, activation: Activation, part: slice) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self.listening:
-                tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+                several = isinstance(output, tuple)
+                tensor = output[activation.index] if several else getattr(output, "sample", output)
                 self.record(activation, tensor[..., part] if part != slice(None) else tensor)
 
         return hook
@@ -240,9 +248,11 @@ class _Recorder:
 
     def record(self, activation: Activation, tensor: Tensor) -> None:
         """Keep a copy: the model may go on to change its own tensor in place (FreeU and T2I-Adapters do)."""
-        if activation.kind == "spatial" and tensor.ndim == 3:
-            h, w = self.grids[activation.grid or ""]
-            tensor = tensor.transpose(1, 2).unflatten(2, (h, w))
+        layout = self.layouts[activation.layout] if activation.layout is not None else None
+        if layout and activation.joint and activation.kind != "map":
+            tensor = tensor[:, layout.image if activation.kind == "spatial" else layout.text]
+        if layout and activation.kind == "spatial":
+            tensor = tensor.transpose(1, 2).unflatten(2, layout.grid)
         if not self.grad:
             tensor = tensor.detach()
         tensor = tensor.to(device=self.device, dtype=self.dtype or tensor.dtype, copy=activation.kind != "map")
@@ -250,6 +260,15 @@ class _Recorder:
         self.missing.discard(activation.id)
         if self.stop_early and not self.missing and self._no_later_step():
             raise _Stop(self)
+
+    def part(self, activation: Activation) -> tuple[slice, slice]:
+        """Queries and keys of a map: all of a layer of its own, a block of a joint one."""
+        if not activation.joint or activation.layout is None:
+            return slice(None), slice(None)
+        layout = self.layouts[activation.layout]
+        queries = layout.text if activation.role == "text-map" else layout.image
+        keys = layout.text if activation.role == "cross-map" else layout.image
+        return queries, keys
 
     def _keep(self, id: str, tensor: Tensor) -> None:
         value: Any = tensor
@@ -309,10 +328,11 @@ class _AttentionMode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> None:
+        rows, columns = self.recorder.part(self.activation)
         with torch.set_grad_enabled(self.recorder.grad and torch.is_grad_enabled()):
             probabilities = attention_map(
                 query, key, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
-                head_mean=self.recorder.head_mean,
+                head_mean=self.recorder.head_mean, rows=rows, columns=columns,
             )  # fmt: skip
         self.recorder.record(self.activation, probabilities)
 
@@ -332,12 +352,14 @@ def _resolve(denoiser: nn.Module, activation: Activation) -> tuple[nn.Module, sl
 
 @contextmanager
 def _sdpa_processor(attention: Any) -> Iterator[None]:
-    """Give a layer diffusers' own SDPA processor for the duration if its own hides the probabilities."""
+    """Let a layer attend through SDPA for the duration if its own processor, or its backend, hides the probabilities."""
     own = attention.processor
-    if type(own).__name__ not in WITHOUT_SDPA or not attention.scale_qk:
-        yield
-        return
-    attention.processor = AttnProcessor2_0()
+    substitute = BY_SDPA.get(type(own).__name__) if getattr(attention, "scale_qk", True) else None
+    if substitute is not None:
+        attention.processor = substitute()
+    elif hasattr(own, "_attention_backend"):
+        attention.processor = copy.copy(own)
+        attention.processor._attention_backend = AttentionBackendName.NATIVE
     try:
         yield
     finally:

@@ -6,8 +6,8 @@ A family module offers:
         class names of the denoisers it knows
     list_activations(denoiser) -> list[Activation]
         all there is to capture, in forward order
-    grid(module, args, kwargs) -> (h, w)
-        the token grid, read from the call of the module an ``Activation.grid`` names
+    layout(module, args, kwargs) -> Layout
+        where tokens stand, read from the call of the module an ``Activation.layout`` names
     preset_model(denoiser, name) -> str | None
         which file of ``configs/activations`` is about this model
     pixels_per_cell(pipe) -> int, multiple(pipe) -> int
@@ -35,7 +35,7 @@ from ..activations import Activation
 
 @cache
 def _families() -> list[ModuleType]:
-    return [import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    return [import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"]
 
 
 def unwrap(denoiser: nn.Module) -> nn.Module:

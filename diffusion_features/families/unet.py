@@ -16,7 +16,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from ..activations import Activation
+from ..activations import Activation, Layout
 
 DENOISERS = ("UNet2DConditionModel",)
 
@@ -27,7 +27,7 @@ DENOISERS = ("UNet2DConditionModel",)
 def list_activations(unet: nn.Module) -> list[Activation]:
     """All activations in forward order: 197 published ids and 32 text-side ones for SD1.5, 612 and 140 for SDXL."""
     paths = {module: path for path, module in unet.named_modules()}
-    return [replace(a, module=paths[m], grid=paths.get(g), whole=paths.get(w)) for a, m, g, w in _walk(unet)]
+    return [replace(a, module=paths[m], layout=paths.get(g), whole=paths.get(w)) for a, m, g, w in _walk(unet)]
 
 
 _Found = tuple[Activation, nn.Module, nn.Module | None, nn.Module | None]
@@ -121,10 +121,10 @@ def _attention(prefix: str, attn: Any, stride: int, vit: nn.Module, *, text: boo
     yield _found(f"{prefix}-map", attn, attn.heads, stride, kind="map", tap="attention")
 
 
-def grid(vit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-    """(h, w) of the tokens inside a Transformer2DModel: those of the (B, C, h, w) tensor it is called with."""
+def layout(vit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
+    """The grid inside a Transformer2DModel is that of the (B, C, h, w) tensor it is called with."""
     hidden = args[0] if args else kwargs["hidden_states"]
-    return hidden.shape[-2], hidden.shape[-1]
+    return Layout((hidden.shape[-2], hidden.shape[-1]))
 
 
 def preset_model(unet: nn.Module, name: str) -> str | None:
