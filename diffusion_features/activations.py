@@ -139,10 +139,11 @@ def _read(path: Path) -> Spec:
     if not path.is_file():
         raise FileNotFoundError(f"there is no activation file {path}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML reads JSON too
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is neither JSON nor YAML: {error}") from error
-    named = isinstance(content, Mapping) and all(isinstance(v, bool) for v in content.values())
+    named = isinstance(content, Mapping) and all(isinstance(k, str) and isinstance(v, bool) for k, v in content.items())
     listed = isinstance(content, list) and all(isinstance(v, str) for v in content)
     if not (named or listed):
         raise ValueError(f"{path} must hold a list of ids or globs, or a mapping from id to true or false")

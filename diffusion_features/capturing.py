@@ -175,14 +175,18 @@ class _Recorder:
         whole = self.denoiser.get_submodule(activation.whole) if activation.whole else None
         if activation.tap == "attention":
             yield from self._tap_attention(activation, module)
-        elif activation.tap == "input":
-            yield module.register_forward_pre_hook(self._on_input(activation))
         elif getattr(whole, "_chunk_size", None) is not None:
             assert whole is not None
-            yield module.register_forward_hook(self._on_chunk(activation))
+            yield self._listen(module, activation, self._on_chunk(activation))
             yield whole.register_forward_hook(self._on_whole(activation, whole._chunk_dim))  # type: ignore[arg-type]
         else:
-            yield module.register_forward_hook(self._on_output(activation, part))
+            yield self._listen(module, activation, self._on_tensor(activation, part))
+
+    def _listen(self, module: nn.Module, activation: Activation, use: Callable[[Any], None]) -> RemovableHandle:
+        """Hand the tapped input or output of a module to ``use``."""
+        if activation.tap == "input":
+            return module.register_forward_pre_hook(lambda m, args: use(args[0]) if self.listening else None)
+        return module.register_forward_hook(lambda m, args, output: use(output) if self.listening else None)
 
     def _tap_attention(self, activation: Activation, module: nn.Module) -> Iterator[RemovableHandle]:
         modes: list[_AttentionMode] = []
@@ -216,28 +220,16 @@ class _Recorder:
 
         return hook
 
-    def _on_input(self, activation: Activation) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self.listening:
-                self.record(activation, args[0])
+    def _on_tensor(self, activation: Activation, part: slice) -> Callable[[Any], None]:
+        def use(output: Any) -> None:
+            several = isinstance(output, tuple)
+            tensor = output[activation.index] if several else getattr(output, "sample", output)
+            self.record(activation, tensor[..., part] if part != slice(None) else tensor)
 
-        return hook
+        return use
 
-    def _on_output(self, activation: Activation, part: slice) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self.listening:
-                several = isinstance(output, tuple)
-                tensor = output[activation.index] if several else getattr(output, "sample", output)
-                self.record(activation, tensor[..., part] if part != slice(None) else tensor)
-
-        return hook
-
-    def _on_chunk(self, activation: Activation) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if self.listening:
-                self.parts.setdefault(activation.id, []).append(output)
-
-        return hook
+    def _on_chunk(self, activation: Activation) -> Callable[[Tensor], None]:
+        return lambda tensor: self.parts.setdefault(activation.id, []).append(tensor)
 
     def _on_whole(self, activation: Activation, dim: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -343,7 +335,9 @@ def _resolve(denoiser: nn.Module, activation: Activation) -> tuple[nn.Module, sl
     parent: Any = denoiser.get_submodule(parent_path)
     if not (getattr(parent, "fused_projections", False) and name in ("to_q", "to_k", "to_v")):
         return denoiser.get_submodule(activation.module), slice(None)
-    fused, names = (parent.to_kv, ["to_k", "to_v"]) if parent.is_cross_attention else (parent.to_qkv, ["to_q", "to_k", "to_v"])
+    fused, names = (
+        (parent.to_kv, ["to_k", "to_v"]) if parent.is_cross_attention else (parent.to_qkv, ["to_q", "to_k", "to_v"])
+    )
     if name not in names:
         return getattr(parent, name), slice(None)
     start = sum(getattr(parent, n).out_features for n in names[: names.index(name)])

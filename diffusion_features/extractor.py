@@ -288,6 +288,8 @@ class FeatureExtractor(nn.Module):
     ) -> tuple[Tensor, tuple[int, int]]:
         """Clean latents (B, c, h, w) on the denoiser's device, and the (height, width) of the images in pixels."""
         if latents is not None:
+            if latents.ndim != 4:
+                raise ValueError(f"latents must have shape (B, c, h, w), not {tuple(latents.shape)}")
             cell = self.family.pixels_per_cell(self.pipe)
             latents = latents.to(device=self.device, dtype=self.dtype)
             return latents, (latents.shape[-2] * cell, latents.shape[-1] * cell)

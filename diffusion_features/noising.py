@@ -18,14 +18,18 @@ Predict = Callable[[Tensor, int], Tensor]
 
 
 def check_t(t: int, scheduler: Any) -> int:
-    """``t`` if it is a training timestep of the scheduler.
+    """``t`` if the scheduler's model can be conditioned on it: a training timestep, or 1000·σ for flow matching.
 
     Raises:
         TypeError: it is not an integer.
-        ValueError: it is out of range, or the scheduler has no ᾱ_t (EDM).
+        ValueError: it is out of range, or the scheduler has neither ᾱ_t nor flow matching (EDM).
     """
     if isinstance(t, bool) or not isinstance(t, (int, np.integer)):
-        raise TypeError(f"t must be an integer training timestep, not {t!r}")
+        raise TypeError(f"t must be an integer, not {t!r}")
+    if is_flow(scheduler):
+        if not 0 <= t <= 1000:
+            raise ValueError(f"t={t} is out of range: it is 1000·sigma, between 0 (clean) and 1000 (pure noise)")
+        return int(t)
     if not hasattr(scheduler, "alphas_cumprod") or "EDM" in type(scheduler).__name__:
         raise ValueError(f"{type(scheduler).__name__} has no alphas_cumprod: its model is not conditioned on timesteps")
     last = len(scheduler.alphas_cumprod) - 1
@@ -34,14 +38,22 @@ def check_t(t: int, scheduler: Any) -> int:
     return int(t)
 
 
+def is_flow(scheduler: Any) -> bool:
+    """Whether the model was trained by flow matching: ``x = (1-σ) x_0 + σ ε``, and t is 1000·σ after any shift."""
+    kind = getattr(scheduler.config, "prediction_type", None)
+    return "FlowMatch" in type(scheduler).__name__ or kind == "flow_prediction"
+
+
 def signal_and_noise(scheduler: Any, t: int) -> tuple[float, float]:
-    """(√ᾱ_t, √(1-ᾱ_t)), computed in float64."""
+    """What x_0 and ε are multiplied by: (√ᾱ_t, √(1-ᾱ_t)), or (1-σ, σ) for flow matching; computed in float64."""
+    if is_flow(scheduler):
+        return 1 - t / 1000, t / 1000
     alpha_bar = float(scheduler.alphas_cumprod[t].double())
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 
 
 def add_noise(clean: Tensor, noise: Tensor, t: int, scheduler: Any) -> Tensor:
-    """``x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε`` (DDPM, arXiv 2006.11239, eq. 4)."""
+    """``x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε`` (DDPM, arXiv 2006.11239, eq. 4), or ``(1-σ) x_0 + σ ε`` for flow matching."""
     signal, sigma = signal_and_noise(scheduler, t)
     return signal * clean + sigma * noise
 
@@ -53,11 +65,14 @@ def ddim_move(noisy: Tensor, prediction: Tensor, t: int, target: int, scheduler:
 
     Args:
         noisy: x_t, (B, c, h, w).
-        prediction: the denoiser's output at t: ε, v or x_0 as the scheduler's ``prediction_type`` says.
+        prediction: the denoiser's output at t: ε, v, x_0 or velocity, as the scheduler's ``prediction_type`` says.
     """
     signal, sigma = signal_and_noise(scheduler, t)
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
+    kind = "flow_prediction" if is_flow(scheduler) else scheduler.config.prediction_type
+    if kind == "flow_prediction":  # the velocity ε - x_0
+        clean = noisy - sigma * prediction
+        eps = noisy + signal * prediction
+    elif kind == "epsilon":
         eps = prediction
         clean = (noisy - sigma * eps) / signal
     elif kind == "v_prediction":

@@ -40,7 +40,9 @@ def sd15() -> tuple[Any, dict[str, Any]]:
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    call = dict(sample=seeded("x", 2, 4, 16, 16), timestep=torch.tensor(51), encoder_hidden_states=seeded("c", 2, 9, 24))
+    call = dict(
+        sample=seeded("x", 2, 4, 16, 16), timestep=torch.tensor(51), encoder_hidden_states=seeded("c", 2, 9, 24)
+    )
     return reproducible(unet), call
 
 

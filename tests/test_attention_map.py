@@ -24,7 +24,9 @@ def naive(q, k, mask=None, causal=False, scale=None):
                         scores[j] = -math.inf
                     if mask is not None:
                         m = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])[b, h, i, j]
-                        scores[j] = scores[j] + float(m) if mask.dtype != torch.bool else (scores[j] if m else -math.inf)
+                        scores[j] = (
+                            scores[j] + float(m) if mask.dtype != torch.bool else (scores[j] if m else -math.inf)
+                        )
                 top = max(scores)
                 weights = torch.tensor([math.exp(s - top) for s in scores], dtype=torch.float64)
                 out[b, h, i] = weights / weights.sum()
@@ -65,7 +67,9 @@ def test_equals_the_formula(qkv, name, chunk, monkeypatch):
 def test_causal_scale_and_groups(qkv, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
     q, k, _ = qkv
-    assert torch.allclose(attention_map(q, k, is_causal=True, scale=0.3).double(), naive(q, k, None, True, 0.3), atol=1e-6)
+    assert torch.allclose(
+        attention_map(q, k, is_causal=True, scale=0.3).double(), naive(q, k, None, True, 0.3), atol=1e-6
+    )
     grouped = k[:, :2]
     assert torch.allclose(attention_map(q, grouped, enable_gqa=True).double(), naive(q, grouped), atol=1e-6)
 

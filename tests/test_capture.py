@@ -39,9 +39,7 @@ def fingerprint(unet):
 
 
 def same(a, b):
-    return a[:3] == b[:3] and all(
-        x[:2] == y[:2] and torch.equal(x[2], y[2]) for x, y in zip(a[3], b[3], strict=True)
-    )
+    return a[:3] == b[:3] and all(x[:2] == y[:2] and torch.equal(x[2], y[2]) for x, y in zip(a[3], b[3], strict=True))
 
 
 def inputs_of(unet, path, call):
@@ -89,7 +87,9 @@ def test_every_tensor_of_a_block_equals_a_hand_run(model, side):
     hidden = hidden + out
     cross_q, cross_k, cross_v, cross_map, out = attend(block.attn2, norm(block.norm2, hidden), text)
     hidden = hidden + out
-    inner, gate = F.linear(norm(block.norm3, hidden), block.ff.net[0].proj.weight, block.ff.net[0].proj.bias).chunk(2, -1)
+    inner, gate = F.linear(norm(block.norm3, hidden), block.ff.net[0].proj.weight, block.ff.net[0].proj.bias).chunk(
+        2, -1
+    )
     inner = inner * F.gelu(gate)
     end = hidden + F.linear(inner, block.ff.net[2].weight, block.ff.net[2].bias)
 
@@ -213,7 +213,9 @@ def test_nested_captures_swallow_only_their_own_stop(model):
 
 def test_steps_keep_chosen_calls_and_otherwise_the_last_wins(model):
     unet, call = model
-    runs = [torch.randn(2, 4, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    runs = [
+        torch.randn(2, 4, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    ]
     alone = []
     for x in runs:
         with torch.no_grad(), capture(unet, "mid-vit-out") as f:
@@ -236,9 +238,11 @@ def test_steps_never_reached_are_an_error(model):
 
 def test_cfg_batches_are_split(model):
     unet, call = model
-    with torch.no_grad(), capture(unet, "mid-vit-block0-*-map", split_cfg=True, steps=[0]) as f, capture(
-        unet, "mid-vit-block0-*-map"
-    ) as whole:
+    with (
+        torch.no_grad(),
+        capture(unet, "mid-vit-block0-*-map", split_cfg=True, steps=[0]) as f,
+        capture(unet, "mid-vit-block0-*-map") as whole,
+    ):
         unet(**call)
     pair = f["mid-vit-block0-cross-map"][0]
     assert torch.equal(pair.uncond, whole["mid-vit-block0-cross-map"][:1])
@@ -329,9 +333,11 @@ def test_attention_outside_the_layer_is_not_charged_to_it(model):
 
 def test_head_mean(model):
     unet, call = model
-    with torch.no_grad(), capture(unet, "mid-vit-block0-cross-map", heads="mean") as mean, capture(
-        unet, "mid-vit-block0-cross-map"
-    ) as each:
+    with (
+        torch.no_grad(),
+        capture(unet, "mid-vit-block0-cross-map", heads="mean") as mean,
+        capture(unet, "mid-vit-block0-cross-map") as each,
+    ):
         unet(**call)
     expected = each["mid-vit-block0-cross-map"].mean(1, keepdim=True)
     assert torch.allclose(mean["mid-vit-block0-cross-map"], expected, atol=1e-7)
@@ -382,7 +388,10 @@ def test_lora_layers_are_captured_with_their_adapter(model):
     assert not torch.allclose(plain[id], adapted[id])
     layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
     (x, *_), _ = inputs_of(unet, "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", call)
-    weight = layer.base_layer.weight + layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    weight = (
+        layer.base_layer.weight
+        + layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    )
     expected = grid(F.linear(x, weight), 2, 2)
     assert torch.allclose(adapted[id], expected, atol=1e-10)
 

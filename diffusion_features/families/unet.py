@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout
+from . import _latents
+from ._walk import Found, found, named
+from ._walk import block as transformer_block
 
 DENOISERS = ("UNet2DConditionModel",)
 
@@ -26,29 +28,12 @@ DENOISERS = ("UNet2DConditionModel",)
 
 def list_activations(unet: nn.Module) -> list[Activation]:
     """All activations in forward order: 197 published ids and 32 text-side ones for SD1.5, 612 and 140 for SDXL."""
-    paths = {module: path for path, module in unet.named_modules()}
-    return [replace(a, module=paths[m], layout=paths.get(g), whole=paths.get(w)) for a, m, g, w in _walk(unet)]
+    return named(unet, _walk(unet))
 
 
-_Found = tuple[Activation, nn.Module, nn.Module | None, nn.Module | None]
-
-
-def _found(
-    id: str,
-    module: nn.Module,
-    channels: int,
-    stride: int | None,
-    kind: Any = "spatial",
-    tap: Any = "output",
-    grid: nn.Module | None = None,
-    whole: nn.Module | None = None,
-) -> _Found:
-    return Activation(id, kind, "", tap, channels, stride), module, grid, whole
-
-
-def _walk(unet: Any) -> Iterator[_Found]:
-    yield _found("unet-in", unet.conv_in, unet.conv_in.in_channels, 1, tap="input")
-    yield _found("unet-after-conv-in", unet.conv_in, unet.conv_in.out_channels, 1)
+def _walk(unet: Any) -> Iterator[Found]:
+    yield found("unet-in", unet.conv_in, unet.conv_in.in_channels, 1, tap="input")
+    yield found("unet-after-conv-in", unet.conv_in, unet.conv_in.out_channels, 1)
     stride = 1
     for level, block in enumerate(unet.down_blocks):
         yield from _repeats(f"down-level{level}", block, stride)
@@ -62,10 +47,10 @@ def _walk(unet: Any) -> Iterator[_Found]:
         for sampler in block.upsamplers or ():
             stride //= 2
             yield from _sampler(f"up-level{level}-upsampler", sampler, stride)
-    yield _found("unet-out", unet.conv_out, unet.conv_out.out_channels, 1)
+    yield found("unet-out", unet.conv_out, unet.conv_out.out_channels, 1)
 
 
-def _repeats(prefix: str, block: Any, stride: int) -> Iterator[_Found]:
+def _repeats(prefix: str, block: Any, stride: int) -> Iterator[Found]:
     attentions = list(getattr(block, "attentions", []))
     for repeat, resnet in enumerate(block.resnets):
         yield from _resnet(f"{prefix}-repeat{repeat}-res", resnet, stride)
@@ -73,7 +58,7 @@ def _repeats(prefix: str, block: Any, stride: int) -> Iterator[_Found]:
             yield from _vit(f"{prefix}-repeat{repeat}-vit", attentions[repeat], stride)
 
 
-def _mid(block: Any, stride: int) -> Iterator[_Found]:
+def _mid(block: Any, stride: int) -> Iterator[Found]:
     """The middle runs resnet 0, then (attention i, resnet i+1) for each attention."""
     yield from _resnet("mid-repeat0-res", block.resnets[0], stride)
     several = len(block.attentions) > 1
@@ -82,43 +67,24 @@ def _mid(block: Any, stride: int) -> Iterator[_Found]:
         yield from _resnet(f"mid-repeat{i + 1}-res", resnet, stride)
 
 
-def _resnet(prefix: str, resnet: ResnetBlock2D, stride: int) -> Iterator[_Found]:
-    yield _found(f"{prefix}-increment", resnet.conv2, resnet.out_channels, stride)
-    yield _found(f"{prefix}-out", resnet, resnet.out_channels, stride)
+def _resnet(prefix: str, resnet: ResnetBlock2D, stride: int) -> Iterator[Found]:
+    yield found(f"{prefix}-increment", resnet.conv2, resnet.out_channels, stride)
+    yield found(f"{prefix}-out", resnet, resnet.out_channels, stride)
 
 
-def _sampler(prefix: str, sampler: Any, stride: int) -> Iterator[_Found]:
+def _sampler(prefix: str, sampler: Any, stride: int) -> Iterator[Found]:
     if isinstance(sampler, ResnetBlock2D):  # DeepFloyd IF resamples inside residual blocks
         yield from _resnet(prefix, sampler, stride)
     else:
-        yield _found(f"{prefix}-out", sampler, sampler.out_channels, stride)
+        yield found(f"{prefix}-out", sampler, sampler.out_channels, stride)
 
 
-def _vit(prefix: str, vit: nn.Module, stride: int) -> Iterator[_Found]:
+def _vit(prefix: str, vit: nn.Module, stride: int) -> Iterator[Found]:
     if not isinstance(vit, Transformer2DModel):  # DeepFloyd IF has bare attention layers, of which nothing is published
         return
     for i, block in enumerate(vit.transformer_blocks):
-        yield from _block(f"{prefix}-block{i}", block, stride, vit)
-    yield _found(f"{prefix}-out", vit, vit.out_channels, stride)
-
-
-def _block(prefix: str, block: BasicTransformerBlock, stride: int, vit: nn.Module) -> Iterator[_Found]:
-    yield from _attention(f"{prefix}-self", block.attn1, stride, vit, text=False)
-    if block.attn2 is not None:
-        yield from _attention(f"{prefix}-cross", block.attn2, stride, vit, text=not block.double_self_attention)
-    inner = block.ff.net[0]
-    yield _found(f"{prefix}-ffn-inner", inner, block.ff.net[2].in_features, stride, grid=vit, whole=block)
-    yield _found(f"{prefix}-out", block, block.dim, stride, grid=vit)
-
-
-def _attention(prefix: str, attn: Any, stride: int, vit: nn.Module, *, text: bool) -> Iterator[_Found]:
-    yield _found(f"{prefix}-q", attn.to_q, attn.to_q.out_features, stride, grid=vit)
-    for name, layer in (("k", attn.to_k), ("v", attn.to_v)):
-        if text:
-            yield _found(f"{prefix}-{name}", layer, layer.out_features, None, kind="text")
-        else:
-            yield _found(f"{prefix}-{name}", layer, layer.out_features, stride, grid=vit)
-    yield _found(f"{prefix}-map", attn, attn.heads, stride, kind="map", tap="attention")
+        yield from transformer_block(f"{prefix}-block{i}", block, block.dim, stride, vit)
+    yield found(f"{prefix}-out", vit, vit.out_channels, stride)
 
 
 def layout(vit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
@@ -180,10 +146,7 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
 def _encode_t5(pipe: Any, prompt: str) -> Conditions:
     if pipe.text_encoder is None:
         raise ValueError("the pipeline has no text encoder to encode the prompt with")
-    limit = 77  # the context DeepFloyd IF was trained with
-    tokens = len(pipe.tokenizer(prompt, verbose=False).input_ids)
-    if tokens > limit:
-        raise ValueError(f"the prompt has {tokens} tokens and this model reads {limit}; shorten it: {prompt[:60]!r}...")
+    _latents.refuse_long(pipe.tokenizer, prompt, 77)  # the context DeepFloyd IF was trained with
     text, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipe._execution_device)
     return Conditions(text[0])
 
@@ -229,24 +192,9 @@ def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | 
     Args:
         draw: standard normal like its argument, to sample the VAE posterior; ``None`` takes its mean.
     """
-    vae = _vae(pipe)
-    if vae is None:
+    if _vae(pipe) is None:
         return images.to(pipe.unet.dtype)
-    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    try:
-        if upcast:  # SDXL's VAE overflows in float16
-            vae.to(dtype=torch.float32)
-        posterior = vae.encode(images.to(device=pipe._execution_device, dtype=vae.dtype))
-    finally:
-        if upcast:
-            vae.to(dtype=torch.float16)
-    if hasattr(posterior, "latent_dist"):
-        latents = posterior.latent_dist.mean
-        if draw is not None:
-            latents = latents + posterior.latent_dist.std * draw(latents)
-    else:
-        latents = posterior.latents  # AutoencoderTiny has no posterior
-    return (latents * vae.config.scaling_factor).to(pipe.unet.dtype)
+    return _latents.encode_images(pipe, images, draw, pipe.unet.dtype)
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:
@@ -264,10 +212,9 @@ def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], si
         times = torch.tensor([[height, width, 0, 0, height, width]] * len(latents))
         pooled = torch.stack([c.pooled for c in conditions if c.pooled is not None])
         added = {"text_embeds": pooled.to(latents), "time_ids": times.to(latents)}
-    timestep = torch.full((len(latents),), t, device=latents.device)
     prediction = pipe.unet(
         latents,
-        timestep,
+        _latents.timesteps(latents, t),
         encoder_hidden_states=text,
         encoder_attention_mask=None if mask is None else mask.to(latents.device),
         added_cond_kwargs=added or None,
