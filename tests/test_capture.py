@@ -396,6 +396,26 @@ def test_lora_layers_are_captured_with_their_adapter(model):
     assert torch.allclose(adapted[id], expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("how", ["DataParallel", "DistributedDataParallel"])
+def test_wrapped_models_are_captured(model, how, tmp_path):
+    unet, call = model
+    with torch.no_grad(), capture(unet, "mid-vit-block0-self-map") as plain:
+        unet(**call)
+    if how == "DataParallel":
+        wrapped = torch.nn.DataParallel(unet)
+    else:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+        wrapped = torch.nn.parallel.DistributedDataParallel(unet)
+    try:
+        assert list_activations(wrapped) == list_activations(unet)
+        with torch.no_grad(), capture(wrapped, "mid-vit-block0-self-map") as features:
+            wrapped(**call)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert torch.equal(plain["mid-vit-block0-self-map"], features["mid-vit-block0-self-map"])
+
+
 @pytest.mark.parametrize("how", ["torch.compile", "in place", "one block"])
 def test_compiled_models_are_captured(model, how):
     _, call = model

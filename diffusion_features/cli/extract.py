@@ -1,0 +1,132 @@
+"""``diffusion-features extract``: images in, features on disk."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import options
+
+if TYPE_CHECKING:
+    from diffusion_features import FeatureExtractor
+    from diffusion_features.cli.work import Item, Report
+    from diffusion_features.store import Store
+
+DESCRIPTION = """\
+Write the features of images into a folder: one safetensors file an image, and a manifest.json that says how they
+were made. Each file holds activation id -> tensor: (C, h, w), (tokens, C) for text-side ids, (heads, queries, keys)
+for maps; with several --t, these behind an axis of timesteps.
+
+Killed at any moment and started again with the same settings, it goes on where it stopped. An image is done again
+if its file or its prompt has changed.
+"""
+EXAMPLES = """\
+  diffusion-features extract photos/ -o features/
+  diffusion-features extract cat.jpg dog.jpg -o features/ --activations mid-vit-out --activations 'up-level1-*-cross-q'
+  diffusion-features extract photos/ -o features/ --prompt-file prompts.json --t 50 --t 200 --size 512
+  diffusion-features extract photos/ -o features/ --model stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
+      --dtype float16 --size 1024 --batch-size 4
+"""
+
+
+def add(commands: Any) -> None:
+    parser = options.command(commands, "extract", "write the features of images to a folder", DESCRIPTION, EXAMPLES)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, or folders to search for images")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help="where the features go")
+    parser.add_argument("--overwrite", action="store_true", help="throw away the features that the folder holds first")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=1, metavar="N", help="images of one size at a time (default: 1)"
+    )
+    options.add_call(parser)
+    options.add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from diffusion_features.cli.work import Report, batches, items
+    from diffusion_features.images import check_size, image_keys
+    from diffusion_features.store import Store
+
+    keys = image_keys(args.inputs)
+    prompts = options.prompts_of(args, keys)
+    one_prompt = args.prompt_file is None
+    fx = options.load(args, args.activations or options.ACTIVATIONS, [*set(prompts.values())] if one_prompt else None)
+    if args.size:
+        check_size(args.size, fx.multiple)
+    with Store.create(args.output, _settings(args, fx), args.overwrite) as store, Report(len(keys)) as report:
+        written = 0
+        for batch in batches(items(keys, prompts, args.size, fx.multiple, report), args.batch_size):
+            written += _do_batch(batch, args, fx, store, report)
+    skipped = len(keys) - written - report.failed
+    there = f", {skipped} were there already" if skipped else ""
+    failed = f", {report.failed} could not be read" if report.failed else ""
+    print(f"{written} written to {args.output}{there}{failed}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _do_batch(batch: list[Item], args: argparse.Namespace, fx: FeatureExtractor, store: Store, report: Report) -> int:
+    """Extract one batch and write what is not in the store yet; returns how many that were.
+
+    Images that are there already are computed again if others of their batch are missing, because the last bits of a
+    feature can depend on what else is in the batch: so an interrupted run ends with the bytes of an uninterrupted one.
+    """
+    from diffusion_features.images import ImageError
+
+    missing = {item.key for item in batch if not store.has(item.key, sha256=item.sha256, prompt=item.prompt)}
+    report.done(len(batch) - len(missing))
+    readable = []
+    for item in batch if missing else []:
+        try:
+            readable.append((item, item.read()))
+        except ImageError as error:
+            report.failure(error)
+            missing.discard(item.key)
+    if not missing:
+        return 0
+    timesteps = args.t or options.TIMESTEPS
+    features = fx(
+        [image for _, image in readable],
+        prompt=[item.prompt for item, _ in readable],
+        t=timesteps[0] if len(timesteps) == 1 else timesteps,
+        seed=args.seed,
+    )
+    for index, (item, _) in enumerate(readable):
+        if item.key in missing:
+            store.write(item.key, {id: tensor[index] for id, tensor in features.items()}, _record(item))
+            report.done()
+    return len(missing)
+
+
+def _settings(args: argparse.Namespace, fx: FeatureExtractor) -> dict[str, Any]:
+    """Everything the features depend on, besides each image and its prompt."""
+    local = Path(args.model).expanduser()
+    return {
+        "model": local.resolve().as_posix() if local.exists() else args.model,
+        "revision": fx.revision,
+        "variant": args.variant,
+        "dtype": str(fx.dtype).removeprefix("torch."),
+        "t": args.t or options.TIMESTEPS,
+        "seed": args.seed,
+        "prompt": (args.prompt or options.PROMPT) if args.prompt_file is None else None,
+        "size": args.size,
+        "activations": {id: asdict(info) for id, info in fx.feature_info.items()},
+    }
+
+
+def _record(item: Item) -> dict[str, Any]:
+    return {
+        "source": item.path.resolve().as_posix(),
+        "sha256": item.sha256,
+        "original_size": item.original,
+        "size": item.size,
+        "prompt": item.prompt,
+    }
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
