@@ -1,0 +1,1 @@
+"""What consumes the activations of `diffusion_features` to label pixels."""
