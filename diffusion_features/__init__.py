@@ -34,7 +34,7 @@ _HOMES = {
     "read_image": "images",
 }
 
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,7 @@ def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | 
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:
-    """One call of the denoiser; the models of 1024 pixels are told the size and aspect ratio. Returns ε (B, c, h, w)."""
+    """One call of the denoiser; models of 1024 pixels are told the size and aspect ratio. Returns ε (B, c, h, w)."""
     height, width = size
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if pipe.transformer.use_additional_conditions:
