@@ -17,7 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, TypeAlias
 
+import torch
 import yaml
+from torch import Tensor
 
 Kind: TypeAlias = Literal["spatial", "text", "map"]
 Tap: TypeAlias = Literal["input", "output", "attention"]
@@ -39,6 +41,7 @@ class Activation:
         layout: dotted path of the module whose call tells where tokens stand; ``None`` if the tensor is (B, C, h, w).
         joint: text and image tokens stand in one sequence; what the id names is a part of the tensor.
         index: which output of a module that returns several.
+        start: its first channel, where the module's tensor has several activations side by side.
         whole: dotted path of the module whose end completes the tensor, where the tapped one may run in several chunks.
     """
 
@@ -52,6 +55,7 @@ class Activation:
     whole: str | None = None
     joint: bool = False
     index: int = 0
+    start: int | None = None
 
     @property
     def role(self) -> str:
@@ -62,11 +66,24 @@ class Activation:
 
 class Layout(NamedTuple):
     """Where tokens stand in one call of a denoiser: ``grid`` (h, w) of the image tokens, row-major; and, where text and
-    image tokens share one sequence, the positions of either."""
+    image tokens share one sequence, the positions of either.
+
+    Positions are a slice, the same for the whole batch, or an index (B, n) where each sample has its own. In it, -1
+    stands for the tokens that a shorter text lacks; what is captured of them is zero.
+    """
 
     grid: tuple[int, int]
-    image: slice = slice(None)
-    text: slice = slice(None)
+    image: slice | Tensor = slice(None)
+    text: slice | Tensor = slice(None)
+
+
+def spans(starts: Sequence[int], lengths: Sequence[int]) -> slice | Tensor:
+    """Positions for a ``Layout``, from one start and length a sample: a slice if all are the same, else an index
+    (B, longest) with -1 after the shorter ones."""
+    if len(set(zip(starts, lengths, strict=True))) == 1:
+        return slice(starts[0], starts[0] + lengths[0])
+    steps = torch.arange(max(lengths))
+    return (torch.tensor(starts)[:, None] + steps).masked_fill(steps >= torch.tensor(lengths)[:, None], -1)
 
 
 class UnknownActivation(ValueError):

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from .activations import Activation, Layout, Spec, select
-from .attention_map import attention_map
+from .attention_map import attention_map, take
 from .families import family_of, list_activations, unwrap
 
 BY_SDPA = {
@@ -242,7 +242,7 @@ class _Recorder:
         """Keep a copy: the model may go on to change its own tensor in place (FreeU and T2I-Adapters do)."""
         layout = self.layouts[activation.layout] if activation.layout is not None else None
         if layout and activation.joint and activation.kind != "map":
-            tensor = tensor[:, layout.image if activation.kind == "spatial" else layout.text]
+            tensor = take(tensor, layout.image if activation.kind == "spatial" else layout.text, -2)
         if layout and activation.kind == "spatial":
             tensor = tensor.transpose(1, 2).unflatten(2, layout.grid)
         if not self.grad:
@@ -253,7 +253,7 @@ class _Recorder:
         if self.stop_early and not self.missing and self._no_later_step():
             raise _Stop(self)
 
-    def part(self, activation: Activation) -> tuple[slice, slice]:
+    def part(self, activation: Activation) -> tuple[slice | Tensor, slice | Tensor]:
         """Queries and keys of a map: all of a layer of its own, a block of a joint one."""
         if not activation.joint or activation.layout is None:
             return slice(None), slice(None)
@@ -330,7 +330,10 @@ class _AttentionMode(TorchFunctionMode):
 
 
 def _resolve(denoiser: nn.Module, activation: Activation) -> tuple[nn.Module, slice]:
-    """The module that really runs, and which channels of its output are meant: ``fuse_qkv_projections`` joins layers."""
+    """The module that really runs, and which channels of its output are meant: ``fuse_qkv_projections`` joins some."""
+    if activation.start is not None:
+        part = slice(activation.start, activation.start + activation.channels)
+        return denoiser.get_submodule(activation.module), part
     parent_path, _, name = activation.module.rpartition(".")
     parent: Any = denoiser.get_submodule(parent_path)
     if not (getattr(parent, "fused_projections", False) and name in ("to_q", "to_k", "to_v")):
@@ -346,7 +349,7 @@ def _resolve(denoiser: nn.Module, activation: Activation) -> tuple[nn.Module, sl
 
 @contextmanager
 def _sdpa_processor(attention: Any) -> Iterator[None]:
-    """Let a layer attend through SDPA for the duration if its own processor, or its backend, hides the probabilities."""
+    """Let a layer attend through SDPA for the duration if its own processor or backend hides the probabilities."""
     own = attention.processor
     substitute = BY_SDPA.get(type(own).__name__) if getattr(attention, "scale_qk", True) else None
     if substitute is not None:

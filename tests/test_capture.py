@@ -15,9 +15,9 @@ from diffusers.models.attention_processor import (
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
-from released import sd15
 
 from diffusion_features import CaptureError, UnknownActivation, capture, list_activations
+from tests.released import sd15
 
 BLOCK = "up-level1-repeat1-vit-block0"
 PATH = "up_blocks.1.attentions.1"

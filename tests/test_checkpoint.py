@@ -1,11 +1,11 @@
-"""A frozen extractor inside a model, through mmengine's own checkpoints: its weights stay out, and come back strictly."""
+"""An extractor inside a model, through mmengine's own checkpoints: frozen weights stay out, and it loads strictly."""
 
 import pytest
 import torch
 from mmengine.runner import load_checkpoint, save_checkpoint
-from tiny import sd15_pipe
 
 from diffusion_features import FeatureExtractor
+from tests.tiny import sd15_pipe
 
 
 class Model(torch.nn.Module):

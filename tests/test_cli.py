@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import save_sd15
 
 from diffusion_features import FeatureExtractor
 from diffusion_features.cli import main
 from diffusion_features.cli.options import size
 from diffusion_features.store import Store
+from tests.tiny import save_sd15
 
 IDS = ["mid-vit-out", "up-level2-repeat1-vit-block0-cross-q", "mid-vit-block0-cross-k"]
 CHOICE = [argument for id in IDS for argument in ("--activations", id)]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from released import digest, sd15
 
 from diffusion_features import capture
+from tests.released import digest, sd15
 
 RELEASED = json.loads((Path(__file__).parent / "data" / "released_captures.json").read_text())["sd15"]["ids"]
 

@@ -1,17 +1,67 @@
 """Every transformer family through one body: a new one is a new row in ``tiny_dits.PIPELINES``."""
 
+import inspect
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from released import digest, reproducible, seeded
-from tiny_dits import PIPELINES, build
 
 from diffusion_features import FeatureExtractor, capture, list_activations
+from diffusion_features.activations import spans
+from diffusion_features.attention_map import attention_map
+from tests.released import digest, reproducible, seeded
+from tests.tiny_dits import PIPELINES, build
 
 HEIGHT, WIDTH = 64, 96
+TIMES = {"Flux": 0.3, "AuraFlow": 0.3, "Lumina2": 0.7, "QwenImage": 0.3, "ZImage": 0.7}
+"""What the denoiser is told at t=300, where it is not 300."""
+
+
+def of_family(pipe, table, default):
+    """The entry of a table whose name the pipeline's class begins with."""
+    name = type(pipe).__name__.removesuffix("Pipeline")
+    return next((value for key, value in table.items() if name.startswith(key)), default)
+
+
+def positions(pipe, total, tokens):
+    """Where the image and the text stand in the joint attention of one image; ``tokens`` are the image's."""
+    if of_family(pipe, {"Flux": True, "Lumina2": True, "QwenImage": True}, False):
+        return slice(total - tokens, total), slice(0, total - tokens)
+    if of_family(pipe, {"AuraFlow": True}, False):
+        return slice(total - tokens, total), slice(8, total - tokens)
+    if of_family(pipe, {"ZImage": True}, False):
+        length = len(pipe.encode_prompt("a photo of a cat", do_classifier_free_guidance=False)[0][0])
+        assert tokens == 24 and total == 32 + length + -length % 32
+        return slice(0, 24), slice(32, 32 + length)
+    return slice(0, tokens), slice(tokens, total)
+
+
+@contextmanager
+def calls_of(transformer):
+    """The arguments of each call, by name."""
+    calls, forward = [], inspect.signature(transformer.forward)
+    handle = transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(forward.bind(*args, **kwargs).arguments), with_kwargs=True
+    )
+    yield calls
+    handle.remove()
+
+
+def clean_latents(pipe, image):
+    config = pipe.vae.config
+    if of_family(pipe, {"QwenImage": True}, False):  # the mean and deviation of each channel; one frame
+        mean = pipe.vae.encode(image[:, :, None]).latent_dist.mean[:, :, 0]
+        center, width = (torch.tensor(x)[:, None, None] for x in (config.latents_mean, config.latents_std))
+        return (mean - center) / width
+    encoded = pipe.vae.encode(image)
+    if of_family(pipe, {"Flux2": True}, False):  # the same of each channel of two by two cells
+        mean, bn = F.pixel_unshuffle(encoded.latent_dist.mean, 2), pipe.vae.bn
+        return (mean - bn.running_mean[:, None, None]) / (bn.running_var[:, None, None] + config.batch_norm_eps).sqrt()
+    mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+    return (mean - (config.get("shift_factor") or 0)) * config.scaling_factor
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
@@ -74,14 +124,11 @@ def test_maps_are_blocks_of_the_softmax_of_what_attention_was_called_with(pipe, 
         layers.setdefault(a.module, []).append((id, tensor))
     text_encoder_calls = len(every["calls"]) - len(layers)
     calls = every["calls"][text_encoder_calls:]
-    name = type(pipe).__name__
     tokens = every["plain"][next(i for i in every["plain"] if i.endswith("-out"))].shape[-2:].numel()
     for (query, key, mask), found in zip(calls, layers.values(), strict=True):
         scores = query.double() @ key.double().mT / query.shape[-1] ** 0.5
         whole = (scores if mask is None else scores + mask.double()).softmax(-1)
-        total = whole.shape[-1]
-        image = slice(total - tokens, total) if name.startswith("Flux") else slice(0, tokens)
-        text = slice(0, total - tokens) if name.startswith("Flux") else slice(tokens, total)
+        image, text = positions(pipe, whole.shape[-1], tokens)
         for id, tensor in found:
             if len(found) == 1:
                 expected = whole
@@ -95,56 +142,88 @@ def test_maps_are_blocks_of_the_softmax_of_what_attention_was_called_with(pipe, 
             assert torch.allclose(tensor.double(), expected, atol=1e-6), id
         if len(found) == 3:
             parts = {id.rsplit("-", 2)[-2]: tensor for id, tensor in found}
-            assert torch.allclose(parts["cross"].sum(-1) + parts["self"].sum(-1), torch.ones(1), atol=1e-5)
+            assert every["plain"][found[0][0].rsplit("-", 2)[0] + "-cross-k"].shape[1] == parts["cross"].shape[-1]
+            total = parts["cross"].sum(-1) + parts["self"].sum(-1)
+            if of_family(pipe, {"AuraFlow": True, "ZImage": True}, False):
+                assert (total < 1).all()  # the rest is on registers and padding
+            else:
+                assert torch.allclose(total, torch.ones(1), atol=1e-5)
 
 
 def test_denoiser_output_is_unchanged_and_the_input_is_the_documented_mixture(pipe, image, every):
-    seen = {}
-    handle = pipe.transformer.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"], kwargs=kwargs, args=args),
-        with_kwargs=True,
-    )
-    fx = every["fx"]
-    fx(image, "a photo of a cat", t=300, seed=3)
-    handle.remove()
+    with calls_of(pipe.transformer) as calls:
+        every["fx"](image, "a photo of a cat", t=300, seed=3)
+    seen = calls[0]
+    x = seen.get("hidden_states", seen.get("x"))
     with torch.no_grad():
-        vae = pipe.vae
-        clean = (vae.encode(image).latent_dist.mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+        clean = clean_latents(pipe, image)
         noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(3))[None]
-        if "FlowMatch" in type(pipe.scheduler).__name__:
+        if "FlowMatch" in type(pipe.scheduler).__name__ or pipe.scheduler.config.get("use_flow_sigmas"):
             expected = 0.7 * clean + 0.3 * noise
         else:
             alpha = pipe.scheduler.alphas_cumprod[300]
             expected = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        if type(pipe).__name__.startswith("Flux"):
-            b, c, h, w = expected.shape
-            expected = expected.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
-        assert torch.allclose(seen["x"], expected, atol=1e-5)
-        timestep = seen["kwargs"].get("timestep", seen["args"][1] if len(seen["args"]) > 1 else None)
-        assert float(timestep[0]) == pytest.approx(0.3 if type(pipe).__name__.startswith("Flux") else 300)
-        call = dict(seen["kwargs"])
-        plain = pipe.transformer(*seen["args"], **call)[0]
+        if of_family(pipe, {"Flux2": False, "Flux": True, "QwenImage": True}, False):
+            expected = F.pixel_unshuffle(expected, 2)
+        if of_family(pipe, {"Flux": True, "QwenImage": True}, False):
+            expected = expected.flatten(2).mT
+        if of_family(pipe, {"ZImage": True}, False):
+            x = torch.stack(x)[:, :, 0]
+        assert torch.allclose(x, expected, atol=1e-5)
+        timestep = seen.get("timestep", seen.get("t"))
+        assert float(timestep[0]) == pytest.approx(of_family(pipe, TIMES, 300))
+        plain = pipe.transformer(**seen)[0]
         with capture(pipe.transformer, ["*", "*-map"]):
-            assert torch.equal(pipe.transformer(*seen["args"], **call)[0], plain)
+            assert torch.equal(pipe.transformer(**seen)[0][0], plain[0])
+
+
+def generate(pipe):
+    """A generation in two steps without guidance, of the size of the image."""
+    options = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"}
+    if of_family(pipe, {"PixArt": True, "Sana": True}, False):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
+    if type(pipe).__name__.startswith("Hunyuan"):
+        options |= {"use_resolution_binning": False, "original_size": (HEIGHT, WIDTH), "target_size": (HEIGHT, WIDTH)}
+    if of_family(pipe, {"ZImage": True}, False):
+        options |= {"guidance_scale": 0.0}
+    pipe(prompt="a photo of a cat", height=HEIGHT, width=WIDTH, **options)
+
+
+def test_prediction_is_what_the_pipeline_itself_steps_with(pipe, every):
+    steps, step = [], pipe.scheduler.step
+
+    def spy(prediction, t, sample, *args, **kwargs):
+        steps.append((prediction, t, sample))
+        return step(prediction, t, sample, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.scheduler, "step", spy)
+        generate(pipe)
+    prediction, t, sample = steps[0]
+    family, grid = every["fx"].family, (HEIGHT // 16, WIDTH // 16)
+    if of_family(pipe, {"Flux": True, "QwenImage": True}, False):
+        prediction, sample = (x.mT.unflatten(2, grid) for x in (prediction, sample))
+    if of_family(pipe, {"Flux2": False, "Flux": True, "QwenImage": True}, False):
+        prediction, sample = (F.pixel_shuffle(x, 2) for x in (prediction, sample))
+    with torch.no_grad():
+        conditions = family.encode_prompts(pipe, ["a photo of a cat"])
+        ours = family.denoise(pipe, sample, int(t), conditions, (HEIGHT, WIDTH))
+    assert int(t) == t and ours.shape == sample.shape
+    assert torch.allclose(ours, prediction, atol=1e-5)
 
 
 def test_what_the_pipeline_itself_passes_is_what_we_pass(pipe, image, every):
     """The denoiser's call in a generation of the same size and prompt has the same conditions as ours."""
-    calls = []
-    handle = pipe.transformer.register_forward_pre_hook(lambda m, a, k: calls.append((a, k)), with_kwargs=True)
-    every["fx"](image, "a photo of a cat", t=300)
-    options = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"}
-    if type(pipe).__name__.startswith("PixArt"):
-        options |= {"use_resolution_binning": False, "clean_caption": False}
-    if type(pipe).__name__.startswith("Hunyuan"):
-        options |= {"use_resolution_binning": False, "original_size": (HEIGHT, WIDTH), "target_size": (HEIGHT, WIDTH)}
-    pipe("a photo of a cat", height=HEIGHT, width=WIDTH, **options)
-    handle.remove()
-    (_, ours), (_, theirs), *_ = calls
+    with calls_of(pipe.transformer) as calls:
+        every["fx"](image, "a photo of a cat", t=300)
+        generate(pipe)
+    ours, theirs, *_ = calls
     for name, value in theirs.items():
-        if name in ("hidden_states", "timestep", "return_dict", "joint_attention_kwargs"):
+        if name in ("hidden_states", "x", "timestep", "t", "return_dict", "joint_attention_kwargs"):
             continue
         mine = ours.get(name)
+        if name == "img_shapes":
+            assert mine == value
         for a, b in zip(_tensors(mine), _tensors(value), strict=True):
             assert torch.allclose(a.float(), b.float().reshape(a.shape), atol=1e-5), name
 
@@ -159,15 +238,33 @@ def _tensors(value):
 
 def test_batch_with_prompts_of_its_own_equals_single_runs(pipe, image, every):
     other = image.flip(-1)
-    batch = every["fx"](torch.cat([image, other]), ["a photo of a cat", "a dog"], t=300, seed=[1, 2])
-    single = every["fx"](other, "a dog", t=300, seed=2)
+    ids = ["*", "*-map"]
+    batch = every["fx"](torch.cat([image, other]), ["a photo of a cat", "a dog"], t=300, seed=[1, 2], activations=ids)
+    single = every["fx"](other, "a dog", t=300, seed=2, activations=ids)
     for id, tensor in single.items():
-        assert torch.allclose(batch[id][1:], tensor, atol=1e-4, rtol=1e-4), id
+        own = tuple(slice(n) for n in tensor.shape)  # texts are as long as the batch's longest
+        assert torch.allclose(batch[id][1:][own], tensor, atol=1e-4, rtol=1e-4), id
+        batch[id][1:][own] = 0
+        assert not batch[id][1:].any(), id
 
 
 def test_prompts_longer_than_the_context_are_refused(pipe, image, every):
     with pytest.raises(ValueError, match=r"has \d+ tokens and this model reads"):
         every["fx"](image, "cat " * 2000)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(6, 6).tril().bool(), torch.rand(2, 1, 6, 6) > 0.3])
+def test_positions_of_each_sample(mask):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, 3, 6, 4, generator=generator) for _ in "qk")
+    assert spans([1, 1], [3, 3]) == slice(1, 4)
+    rows, columns = spans([1, 3], [2, 1]), spans([0, 2], [3, 4])
+    assert rows.tolist() == [[1, 2], [3, -1]] and columns.tolist() == [[0, 1, 2, -1], [2, 3, 4, 5]]
+    whole = attention_map(query, key, mask)
+    part = attention_map(query, key, mask, rows=rows, columns=columns)
+    expected = torch.zeros(2, 3, 2, 4)
+    expected[0, :, :, :3], expected[1, :, :1] = whole[0, :, 1:3, 0:3], whole[1, :, 3:4, 2:6]
+    assert torch.allclose(part, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("family", ["flux"])
@@ -188,7 +285,7 @@ def test_equals_released(family):
             pooled_projection_dim=20,
             guidance_embeds=True,
             axes_dims_rope=(4, 6, 6),
-        )  # fmt: skip
+        )
     )
     ids = torch.zeros(8, 8, 3)
     ids[..., 1] = torch.arange(8)[:, None]

@@ -17,6 +17,13 @@ def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | 
         draw: standard normal like its argument, to sample the VAE posterior; ``None`` takes its mean.
         dtype: of the latents.
     """
+    config = pipe.vae.config
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return ((posterior(pipe, images, draw) - shift) * config.scaling_factor).to(dtype)
+
+
+def posterior(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """What the VAE encodes (B, 3, H, W), or (B, 3, 1, H, W) for a video VAE, to: its posterior's mean, or a sample."""
     vae = pipe.vae
     upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     try:
@@ -27,13 +34,9 @@ def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | 
         if upcast:
             vae.to(dtype=torch.float16)
     if hasattr(encoded, "latent_dist"):
-        latents = encoded.latent_dist.mean
-        if draw is not None:
-            latents = latents + encoded.latent_dist.std * draw(latents)
-    else:
-        latents = encoded.latents  # AutoencoderTiny has no posterior
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return ((latents - shift) * vae.config.scaling_factor).to(dtype)
+        mean = encoded.latent_dist.mean
+        return mean if draw is None else mean + encoded.latent_dist.std * draw(mean)
+    return encoded[0]  # AutoencoderTiny and AutoencoderDC have no posterior
 
 
 def context_length(pipe: Any) -> int:
@@ -41,9 +44,16 @@ def context_length(pipe: Any) -> int:
     return inspect.signature(pipe.encode_prompt).parameters["max_sequence_length"].default
 
 
-def refuse_long(tokenizer: Any, prompt: str, limit: int) -> None:
-    """Raises ValueError for a prompt that would be cut silently."""
-    tokens = len(tokenizer(prompt, verbose=False).input_ids)
+def refuse_long(tokenizer: Any, prompt: str, limit: int, template: str = "{}") -> None:
+    """Raises ValueError for a prompt that would be cut silently.
+
+    Args:
+        limit: tokens that are read, special ones among them.
+        template: what the pipeline writes around a prompt; the message counts the prompt's own tokens.
+    """
+    around = len(tokenizer(template.replace("{}", ""), verbose=False).input_ids) if template != "{}" else 0
+    tokens = len(tokenizer(template.replace("{}", prompt), verbose=False).input_ids) - around
+    limit -= around
     if tokens > limit:
         raise ValueError(f"the prompt has {tokens} tokens and this model reads {limit}; shorten it: {prompt[:60]!r}...")
 

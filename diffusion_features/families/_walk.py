@@ -31,9 +31,11 @@ def found(
     whole: nn.Module | None = None,
     joint: bool = False,
     index: int = 0,
+    start: int | None = None,
 ) -> Found:
     """An ``Activation`` and the modules it is about; see there for the arguments."""
-    return Found(Activation(id, kind, "", tap, channels, stride, joint=joint, index=index), module, layout, whole)
+    activation = Activation(id, kind, "", tap, channels, stride, joint=joint, index=index, start=start)
+    return Found(activation, module, layout, whole)
 
 
 def named(denoiser: nn.Module, all_found: Iterable[Found]) -> list[Activation]:
