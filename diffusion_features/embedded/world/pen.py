@@ -1,0 +1,113 @@
+"""A pen that draws in an object's own unit square and keeps its silhouette."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from .classes import RGB
+
+Points = Sequence[tuple[float, float]]
+
+
+def mix(a: RGB, b: RGB, t: float) -> RGB:
+    """Return the colour a fraction ``t`` (0..1) of the way from ``a`` to ``b``."""
+    return (round(a[0] + (b[0] - a[0]) * t), round(a[1] + (b[1] - a[1]) * t), round(a[2] + (b[2] - a[2]) * t))
+
+
+def lighter(colour: RGB, t: float = 0.4) -> RGB:
+    """Return ``colour`` moved a fraction ``t`` towards white."""
+    return mix(colour, (255, 255, 255), t)
+
+
+def darker(colour: RGB, t: float = 0.35) -> RGB:
+    """Return ``colour`` moved a fraction ``t`` towards a bluish black."""
+    return mix(colour, (24, 20, 40), t)
+
+
+def smooth(points: Points, per_side: int = 6) -> NDArray[np.float64]:
+    """Return a closed Catmull-Rom curve through ``points``: [len(points) * per_side, 2]."""
+    p1 = np.asarray(points, dtype=np.float64)[:, None, :]
+    p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
+    t = (np.arange(per_side) / per_side)[None, :, None]
+    curve = 2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
+    return np.asarray(curve.reshape(-1, 2) / 2)
+
+
+class Pen:
+    """Draws parts of one object on a square patch.
+
+    The object lives in [-1, 1] x [-1, 1] with y pointing down and its foot at y = 1.
+    ``radius`` is half its height in canvas pixels, ``stretch`` its width over its height.
+    """
+
+    def __init__(self, radius: float, stretch: float = 1.0, angle: float = 0.0, flip: bool = False) -> None:
+        self.radius = radius
+        self.half = int(radius * 1.5) + 3
+        side = 2 * self.half
+        self.rgb = Image.new("RGB", (side, side), (128, 128, 128))
+        self.mask = Image.new("L", (side, side), 0)
+        self._rgb = ImageDraw.Draw(self.rgb)
+        self._mask = ImageDraw.Draw(self.mask)
+        c, s = np.cos(angle) * radius, np.sin(angle) * radius
+        sx = -stretch if flip else stretch
+        self._matrix = np.array([[c * sx, s * sx], [-s, c]])
+
+    def _pixels(self, points: Points | NDArray[np.float64]) -> list[float]:
+        """Map [N, 2] unit coordinates to a flat list of patch pixels."""
+        flat: list[float] = (np.asarray(points, dtype=np.float64) @ self._matrix + self.half).ravel().tolist()
+        return flat
+
+    def poly(self, points: Points | NDArray[np.float64], colour: RGB) -> None:
+        """Fill a polygon."""
+        flat = self._pixels(points)
+        self._rgb.polygon(flat, fill=colour)
+        self._mask.polygon(flat, fill=255)
+
+    def blob(self, points: Points, colour: RGB) -> None:
+        """Fill the smooth closed curve through ``points``."""
+        self.poly(smooth(points), colour)
+
+    def ellipse(
+        self, x: float, y: float, rx: float, ry: float, colour: RGB, start: float = 0.0, end: float = 360.0
+    ) -> None:
+        """Fill an ellipse, or its segment between two angles in degrees (0 right, 90 down)."""
+        t = np.radians(np.linspace(start, end, 28))
+        self.poly(np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1), colour)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: RGB) -> None:
+        """Fill a rectangle given by two corners."""
+        self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
+
+    def line(self, points: Points, width: float, colour: RGB) -> None:
+        """Draw a polyline ``width`` units wide."""
+        flat, pixels = self._pixels(points), max(1, round(width * self.radius))
+        self._rgb.line(flat, fill=colour, width=pixels, joint="curve")
+        self._mask.line(flat, fill=255, width=pixels, joint="curve")
+
+    def eye(self, x: float, y: float, r: float, white: bool = True) -> None:
+        """Draw a round eye with a glint."""
+        if white:
+            self.ellipse(x, y, r * 1.45, r * 1.45, (250, 250, 245))
+        self.ellipse(x, y, r, r, (28, 24, 34))
+        self.ellipse(x - r * 0.3, y - r * 0.35, r * 0.38, r * 0.38, (255, 255, 255))
+
+    def finish(self, light: float, depth: float) -> tuple[Image.Image, Image.Image]:
+        """Return the shaded patch and its mask.
+
+        The blurred silhouette serves as a height map: its slope against the light (which comes from
+        the left for ``light`` -1 and from the right for +1) gives the rim its highlight and its shade.
+        """
+        soft = self.mask.filter(ImageFilter.BoxBlur(max(1.0, self.radius * 0.11)))
+        height = np.asarray(soft, dtype=np.float32) / 255
+        step = max(1, int(self.radius * 0.07))
+        slope = np.roll(height, (-step, round(step * light)), (0, 1)) - np.roll(
+            height, (step, round(-step * light)), (0, 1)
+        )
+        fall = np.linspace(0.1, -0.16, height.shape[0], dtype=np.float32)[:, None]
+        shade = 1 + depth * (0.55 * slope + fall) - 0.22 * (1 - height)
+        lit = np.asarray(self.rgb, dtype=np.float32) * shade[:, :, None]
+        return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)), self.mask

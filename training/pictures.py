@@ -1,0 +1,73 @@
+"""Draws the pictures of ``docs/embedded.md``: ``python training/pictures.py world`` or ``... samples``."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+from scenes import ROOT
+
+from diffusion_features.embedded import TEST_SEED, path, render
+
+IMAGES = ROOT / "docs" / "images"
+COLUMNS, SIDE, GAP, TEXT = 6, 192, 14, 50
+PROMPTS = (
+    "a red car on a gray road under a blue sky",
+    "a yellow boat on a calm sea under a cloudy sky",
+    "a purple house on green grass under a blue sky",
+    "an orange cat on white snow under a night sky",
+    "a green tree on green grass under a sunset sky",
+    "a blue fish, sea, sand",
+    "a pink balloon under a blue sky, on yellow sand",
+    "a photo of a red mushroom on green grass near the sea",
+    "a white cup on a gray road under a night sky",
+    "a red apple and a blue cup on yellow sand under the sky",
+    "a blue bird with green grass and a cloudy sky",
+    "a yellow umbrella on yellow sand near a blue sea",
+)
+
+
+def sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Lay out captioned pictures in rows of ``COLUMNS`` on a white page."""
+    font = ImageFont.load_default(11)
+    rows = -(-len(pictures) // COLUMNS)
+    page = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * (SIDE + TEXT + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        x, y = GAP + i % COLUMNS * (SIDE + GAP), GAP + i // COLUMNS * (SIDE + TEXT + GAP)
+        page.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (x, y))
+        lines = textwrap.wrap(caption, 32)[:3]
+        draw.multiline_text((x, y + SIDE + 4), "\n".join(lines), fill=(60, 60, 66), font=font, spacing=2)
+    return page
+
+
+def world() -> Image.Image:
+    """Return a sheet of test scenes with their captions."""
+    scenes = [render(TEST_SEED + i, SIDE) for i in range(18)]
+    return sheet([scene.image for scene in scenes], [scene.caption for scene in scenes])
+
+
+def samples(seeds: int = 2, steps: int = 40, guidance: float = 4.0) -> Image.Image:
+    """Return a sheet of generated images, each prompt with ``seeds`` seeds."""
+    pipe = StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pictures: list[Image.Image] = []
+    for seed in range(seeds):
+        for i in range(0, len(PROMPTS), COLUMNS):
+            generators = [torch.Generator().manual_seed(100 * seed + i + k) for k in range(COLUMNS)]
+            prompts = list(PROMPTS[i : i + COLUMNS])
+            pictures += pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators).images
+    return sheet(pictures, PROMPTS * seeds)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("which", choices=["world", "samples"])
+    which = parser.parse_args().which
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    name, page = ("world.png", world()) if which == "world" else ("embedded_samples.png", samples())
+    page.save(IMAGES / name, optimize=True)
