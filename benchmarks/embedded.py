@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 
 from diffusion_features import FeatureExtractor
@@ -95,13 +96,22 @@ def iou(pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, float]:
     return {"mean": float(np.mean(list(each.values()))), **each}
 
 
+def segmentation(fx: FeatureExtractor, scenes: Sequence[Scene], t: int) -> dict[str, float]:
+    """Return the IoU of each class and their mean, of plain cross-attention against the truth."""
+    predicted = [segment(class_maps(fx, s, t, seed), s.classes, s.semantic.shape) for seed, s in enumerate(scenes)]
+    return iou([(p, s.semantic) for p, s in zip(predicted, scenes, strict=True)])
+
+
 def measure(pipe: StableDiffusionPipeline, scenes: Sequence[Scene], timesteps: Sequence[int]) -> dict[str, Any]:
     """Return every figure of the benchmark for ``scenes``."""
     fx = FeatureExtractor.from_pipe(pipe)
     result: dict[str, Any] = {"scenes": len(scenes), "psnr_db": float(np.mean([psnr(pipe, s) for s in scenes]))}
     for t in timesteps:
-        predicted = [segment(class_maps(fx, s, t, i), s.classes, s.semantic.shape) for i, s in enumerate(scenes)]
-        result[f"iou_t{t}"] = iou([(p, s.semantic) for p, s in zip(predicted, scenes, strict=True)])
+        result[f"iou_t{t}"] = segmentation(fx, scenes, t)
+    chance = copy.copy(pipe)
+    torch.manual_seed(0)
+    chance.unet = UNet2DConditionModel.from_config(pipe.unet.config).eval()
+    result["iou_untrained"] = segmentation(FeatureExtractor.from_pipe(chance), scenes, timesteps[0])
     result["iou_ceiling"] = iou([(ceiling(s.semantic), s.semantic) for s in scenes])
     return result
 

@@ -266,7 +266,8 @@ def report(time: dict[str, Any], mib: dict[str, Any]) -> str:
         sizes = [f"{m[k]:.1f} MiB" for k in ("bare", "captured", "excess")] if m else ["", "", ""]
         rows.append([name, ratio(found["stopped"]), ratio(found["cpu"]), ratio(found["full"]), *sizes])
     seconds, lookup = (time["bare forward"][k]["median"] for k in ("seconds", "lookup"))
-    return f"{table(head, rows)}\n\nA full bare forward took {seconds:.3g} s, finding all ids {1000 * lookup:.1f} ms (medians)."
+    medians = f"Medians: a full bare forward {seconds:.3g} s, listing all activations {1000 * lookup:.1f} ms."
+    return f"{table(head, rows)}\n\n{medians}"
 
 
 def main() -> int:

@@ -365,7 +365,7 @@ def _sdpa_processor(attention: Any) -> Iterator[None]:
 
 def _compiled(denoiser: nn.Module) -> bool:
     """Whether torch.compile has any part of it: a hook added after compiling would never fire."""
-    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in denoiser.modules())
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in denoiser.modules())
 
 
 def _refuse_checkpointed_maps(denoiser: nn.Module, chosen: list[Activation]) -> None:
