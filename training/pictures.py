@@ -51,7 +51,7 @@ def world() -> Image.Image:
     return sheet([scene.image for scene in scenes], [scene.caption for scene in scenes])
 
 
-def samples(seeds: int = 2, steps: int = 40, guidance: float = 4.0) -> Image.Image:
+def samples(seeds: int = 1, steps: int = 20, guidance: float = 4.0) -> Image.Image:
     """Return a sheet of generated images, each prompt with ``seeds`` seeds."""
     pipe = StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
