@@ -30,16 +30,15 @@ class SceneSet:
     seed: int
     count: int
     size: int
-    max_objects: int = 3
+    max_objects: int = 5
     zoom: float = 1.0
     supersample: int = 2
 
 
 SETS: dict[str, SceneSet] = {
-    "large": SceneSet(TRAIN_SEED, 12_288, 128),
+    "large": SceneSet(TRAIN_SEED, 10_240, 128),
     "small": SceneSet(TRAIN_SEED + 1_000_000, 24_576, 64, max_objects=2, zoom=1.5, supersample=3),
     "validation": SceneSet(VALIDATION_SEED, 64, 128),
-    "validation_small": SceneSet(VALIDATION_SEED, 64, 64, max_objects=2, zoom=1.5, supersample=3),
 }
 
 

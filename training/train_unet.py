@@ -1,8 +1,8 @@
 """Trains the UNet and the text encoder of the embedded pipeline, then exports it.
 
-Stage "small" learns words and shapes on 64-pixel scenes (a fifth of the cost), stage "large" goes on at 128.
-``python training/train_unet.py --steps 4000 2200`` is reproducible; ``--until 11:05 12:05`` (UTC, or
-``+minutes``) anneals by the clock instead. Killed, it goes on from its last checkpoint when started again.
+Each step takes scenes of 128 pixels and, as words and shapes are learnt there at a fifth of the cost, of 64.
+``python training/train_unet.py --steps 4000`` is reproducible; ``--until 12:05`` (UTC, or ``+minutes``) anneals by
+the clock instead. Killed, it goes on from its last checkpoint when started again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +28,15 @@ from train_vae import FOLDER as VAE_FOLDER
 from train_vae import tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffusion_features.embedded.world import HELD_OUT_SEED, render
+
 SEED = 20_261_122
 EXPORT = ROOT / "diffusion_features" / "embedded" / "sd"
 CHECKPOINT, LOG = RUNS / "unet.pt", ROOT / "training" / "logs" / "unet.jsonl"
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-EMPTY, DECAY, SNR, WARMUP = 0.1, 0.999, 5.0, 200
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One resolution: its scene sets, batch size, and learning rate at its start and its end."""
-
-    name: str
-    validation: str
-    scenes: int
-    batch: int
-    first: float
-    last: float
-
-
-STAGES = (
-    Stage("small", "validation_small", 16_384, 32, 1e-3, 6e-4),
-    Stage("large", "validation", 6_144, 16, 6e-4, 0.0),
-)
+EMPTY, DECAY, SNR, WARMUP = 0.1, 0.999, 5.0, 100
+#: Scenes of each set in a step, and the learning rate after the warm-up, from where it falls to zero.
+BATCH, RATE = {"large": 16, "small": 32}, 8e-4
 
 
 def networks(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -70,15 +56,15 @@ def networks(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextMo
 
 
 @torch.no_grad()
-def encode(name: str, count: int, vae: AutoencoderKL) -> torch.Tensor:
-    """Return the scaled latents of the first ``count`` scenes of set ``name``: float16 [N, 4, S/4, S/4].
+def encode(name: str, vae: AutoencoderKL) -> torch.Tensor:
+    """Return the scaled latents of the scenes of set ``name``: float16 [N, 4, S/4, S/4].
 
     The workers encode a part each, and the parts stay on disk for the next start.
     """
     paths = [RUNS / f"{name}_latents_{i}of{WORKERS}.pt" for i in range(WORKERS)]
     own = paths[dist.get_rank()]
     if not own.exists():
-        images = np.array_split(load(name)[0][:count], WORKERS)[dist.get_rank()]
+        images = np.array_split(load(name)[0], WORKERS)[dist.get_rank()]
         means = [vae.encode(tensor(images[i : i + 16])).latent_dist.mode() for i in range(0, len(images), 16)]
         save(own, {"latents": (torch.cat(means) * vae.config.scaling_factor).half()})
     dist.barrier()
@@ -88,9 +74,9 @@ def encode(name: str, count: int, vae: AutoencoderKL) -> torch.Tensor:
 class Data:
     """Latents and token ids of one scene set."""
 
-    def __init__(self, name: str, count: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
-        self.latents = encode(name, count, vae)
-        texts = load(name)[1][:count]
+    def __init__(self, name: str, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
+        self.latents = encode(name, vae)
+        texts = load(name)[1]
         flat = [text for scene in texts for text in scene]
         ids = tokenizer(
             [*flat, ""], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
@@ -118,7 +104,11 @@ class Trainer:
         self.cumulative = DDPMScheduler(**NOISE).alphas_cumprod
 
     def loss(self, x: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the min-SNR weighted and the plain mean squared error (scalars) of predicting the noise."""
+        """Return the weighted and the plain mean squared error (scalars) of predicting the noise.
+
+        The weights are those of a velocity prediction with the signal-to-noise ratio clipped (min-SNR, Hang et al.
+        2023): they favour the levels where the caption still says something that the noisy image does not.
+        """
         t = torch.randint(len(self.cumulative), (len(x),), generator=generator)
         noise = torch.randn(x.shape, generator=generator)
         kept = self.cumulative[t].view(-1, 1, 1, 1)
@@ -126,20 +116,22 @@ class Trainer:
         error = F.mse_loss(self.unet(noisy, t, self.text(ids).last_hidden_state).sample, noise, reduction="none")
         each = error.mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
-        return (each * ratio.clamp(max=SNR) / ratio).mean(), each.mean()
+        return (each * ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)).mean(), each.mean()
 
-    def step(self, data: Data, size: int, seed: int, rate: float, number: int) -> tuple[float, float, float]:
-        """Take one step; return the weighted loss, the plain loss and the gradient norm."""
-        generator = torch.Generator().manual_seed(seed)
-        weighted, plain = self.loss(*data.batch(size, generator), generator)
+    def step(self, sets: dict[str, Data], seed: int, rate: float, number: int) -> dict[str, float]:
+        """Take one step on scenes of all sets; return the losses and the gradient norm."""
+        generator, found = torch.Generator().manual_seed(seed), {}
         self.optimizer.zero_grad()
-        weighted.backward()
+        for name, data in sets.items():
+            weighted, plain = self.loss(*data.batch(BATCH[name] // WORKERS, generator), generator)
+            (weighted / len(sets)).backward()
+            found |= {f"weighted_{name}": weighted.item(), f"loss_{name}": plain.item()}
         average_gradients(self.parameters)
-        norm = norm_(self.parameters, 1.0)
+        found["grad"] = norm_(self.parameters, 1.0)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.average.update(number)
-        return weighted.item(), plain.item(), norm
+        return found
 
     @torch.no_grad()
     def validate(self, data: Data) -> float:
@@ -189,9 +181,9 @@ class Trainer:
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def rates(stage: Stage, done: float, step: int) -> float:
-    """Return the learning rate: a linear warm-up, then linear from the stage's first to its last."""
-    return min(1.0, (step + 1) / WARMUP) * (stage.first + (stage.last - stage.first) * done)
+def learning_rate(done: float, step: int) -> float:
+    """A linear warm-up, then linearly down to zero at ``done`` = 1."""
+    return min(1.0, (step + 1) / WARMUP) * RATE * (1 - done)
 
 
 def snapshots(minutes: list[float], began: float) -> Iterator[bool]:
@@ -204,68 +196,57 @@ def snapshots(minutes: list[float], began: float) -> Iterator[bool]:
         yield ready
 
 
-def train_stage(trainer: Trainer, index: int, state: dict[str, Any], options: argparse.Namespace) -> int:
-    """Go through one stage from wherever ``state`` stands; return the steps taken in all stages."""
-    stage, rank = STAGES[index], dist.get_rank()
-    data = Data(stage.name, stage.scenes, trainer.vae, trainer.tokenizer)
-    validation = Data(stage.validation, 64, trainer.vae, trainer.tokenizer)
-    resumed = index == state["stage"] and "budget" in state
-    budget = Budget(**state["budget"]) if resumed else Budget(options.steps[index], options.until[index])
-    step, total = state["step"] if resumed else 0, state["total"]
-    due, saved = snapshots(options.snapshot, state["began"]), time.time()
-    while (done := agree(budget.progress(step))) < 1:
-        rate = rates(stage, done, total)
-        seed = SEED + total * WORKERS + rank
-        weighted, plain, norm = trainer.step(data, stage.batch // WORKERS, seed, rate, total)
-        step, total = step + 1, total + 1
-        if rank:
-            continue
-        if total % 20 == 0:
-            log(LOG, stage=stage.name, step=total, progress=done, weighted=weighted, loss=plain, grad=norm, lr=rate,
-                seconds=round(time.time() - state["began"], 1))  # fmt: skip
-        if next(due):
-            trainer.export(EXPORT)
-        if time.time() - saved > 180:
-            log(LOG, stage=stage.name, step=total, validation=trainer.validate(validation))
-            save(CHECKPOINT, {**trainer.state(), "stage": index, "step": step, "total": total,
-                              "began": state["began"], "budget": vars(budget)})  # fmt: skip
-            saved = time.time()
-    if rank == 0:
-        log(LOG, stage=stage.name, step=total, validation=trainer.validate(validation), finished=1,
-            seconds=round(time.time() - state["began"], 1))  # fmt: skip
-        save(RUNS / f"unet_{stage.name}.pt", trainer.state())
-    return total
-
-
 def train(options: argparse.Namespace) -> None:
-    """Go through the stages in one worker; the first worker exports at the end."""
+    """Train in one worker; the first worker keeps the log and the checkpoints and exports at the end."""
     torch.manual_seed(SEED)
-    tokenizer = CLIPTokenizer.from_pretrained(str(RUNS / "tokenizer"))
+    tokenizer, rank = CLIPTokenizer.from_pretrained(str(RUNS / "tokenizer")), dist.get_rank()
     trainer = Trainer(tokenizer, AutoencoderKL.from_pretrained(VAE_FOLDER).eval())
-    state: dict[str, Any] = {"stage": 0, "step": 0, "total": 0, "began": time.time()}
+    sets = {name: Data(name, trainer.vae, tokenizer) for name in BATCH}
+    validation = Data("validation", trainer.vae, tokenizer)
+    step, began, budget = 0, time.time(), Budget(options.steps, options.until)
     if CHECKPOINT.exists():
         state = torch.load(CHECKPOINT)
         trainer.restore(state)
+        step, began, budget = state["step"], state["began"], Budget(**state["budget"])
     elif options.again:
         trainer.restore(torch.load(options.again))
-        state["stage"] = len(STAGES) - 1
-    for index in range(state["stage"], len(STAGES)):
-        state["total"] = train_stage(trainer, index, state, options)
-    if dist.get_rank() == 0:
+    due, saved = snapshots(options.snapshot, began), time.time()
+
+    def keep(**more: float) -> None:
+        log(LOG, step=step, validation=trainer.validate(validation), seconds=round(time.time() - began, 1), **more)
+        save(CHECKPOINT, {**trainer.state(), "step": step, "began": began, "budget": vars(budget)})
+
+    while (done := agree(budget.progress(step))) < 1:
+        rate = learning_rate(done, step)
+        found = trainer.step(sets, SEED + step * WORKERS + rank, rate, step)
+        step += 1
+        if rank:
+            continue
+        if step % 20 == 0:
+            log(LOG, step=step, progress=done, lr=rate, seconds=round(time.time() - began, 1), **found)
+        if next(due):
+            trainer.export(EXPORT)
+        if time.time() - saved > 180:
+            keep()
+            saved = time.time()
+    if rank == 0:
+        keep(finished=1)
         trainer.export(EXPORT)
 
 
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, nargs=2, default=(0, 0), metavar=("SMALL", "LARGE"))
-    parser.add_argument("--until", type=clock, nargs=2, default=(0.0, 0.0), metavar=("SMALL", "LARGE"))
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--until", type=clock, default=0.0)
     parser.add_argument("--snapshot", type=float, nargs="*", default=[], help="minutes after which to export early")
-    parser.add_argument("--again", type=Path, help="weights (unet_large.pt) for one more pass of the last stage")
+    parser.add_argument("--again", type=Path, help="a finished unet.pt, moved away, to go on from")
     options = parser.parse_args()
     folder = RUNS / "tokenizer"
     if not folder.exists():
-        words.build((text for name in ("large", "small") for scene in load(name)[1] for text in scene), folder)
+        # The words of the held-out styles are known too, so that an adapter can learn them.
+        held_out = (render(seed, 32, supersample=1).caption for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 500))
+        words.build(chain(held_out, (text for name in BATCH for scene in load(name)[1] for text in scene)), folder)
     launch(train, options)
 
 

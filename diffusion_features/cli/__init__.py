@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import extract, listing, visualize
+from . import extract, listing, scenes, visualize
 
-COMMANDS = (listing, extract, visualize)
+COMMANDS = (listing, extract, visualize, scenes)
 FAILED, INTERRUPTED = 2, 130
 
 DESCRIPTION = "Inner activations of text-to-image diffusion models as dense features of images."

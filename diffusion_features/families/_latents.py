@@ -29,7 +29,7 @@ def posterior(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None
     try:
         if upcast:  # SDXL's VAE overflows in float16
             vae.to(dtype=torch.float32)
-        encoded = vae.encode(images.to(device=pipe._execution_device, dtype=vae.dtype))
+        encoded = vae.encode(images.to(dtype=vae.dtype))
     finally:
         if upcast:
             vae.to(dtype=torch.float16)

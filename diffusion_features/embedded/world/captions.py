@@ -9,16 +9,33 @@ from typing import Final
 import numpy as np
 
 Random = np.random.Generator
-#: Openings that say nothing about the content.
-MEDIA: Final[tuple[str, ...]] = (
-    "a photo of", "a drawing of", "an image of", "a picture of", "high quality drawing of", "a detailed painting of",
-    "a beautiful picture of", "a bright scene with", "a colorful illustration of",
-)  # fmt: skip
+#: Openings that say nothing about the content, by style; the last of them ("") is any other style's.
+MEDIA: Final[dict[str, tuple[str, ...]]] = {
+    "photo": ("a photo of", "a grainy photo of", "an old photo of", "a picture of"),
+    "night": ("a night scene with", "a picture at night of"),
+    "sketch": ("a pencil sketch of", "a sketch of"),
+    "": (
+        "a photo of", "a drawing of", "an image of", "a picture of", "high quality drawing of",
+        "a detailed painting of", "a beautiful picture of", "a bright scene with", "a colorful illustration of",
+    ),
+}  # fmt: skip
+#: Other words for a class, used once in ten times.
+SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
+    "car": ("automobile",), "house": ("home", "cottage"), "cat": ("kitten",), "boat": ("sailboat", "ship"),
+    "mushroom": ("toadstool",), "cup": ("mug",), "umbrella": ("parasol",), "sea": ("ocean", "water"),
+    "grass": ("meadow", "lawn"), "sand": ("beach",), "road": ("street",),
+}  # fmt: skip
 QUALITY: Final[tuple[str, ...]] = ("high quality", "detailed", "beautiful", "soft light", "colorful", "sharp")
 JOIN: Final[dict[str, tuple[str, ...]]] = {
     "sky": ("under {upper}, on {lower}", "on {lower} under {upper}", "with {lower} and {upper}"),
     "": ("on {lower} near {upper}", "with {lower} in front of {upper}", "on {lower}, {upper} in the background"),
 }
+
+
+def _word(name: str, rng: Random) -> str:
+    """Return a class's name, or now and then a synonym."""
+    others = SYNONYMS.get(name)
+    return others[int(rng.integers(len(others)))] if others and rng.random() < 0.1 else name
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Thing:
         adjectives = [] if plain else [self.size] if self.size and rng.random() < 0.5 else []
         if rng.random() < (0.3 if plain else 0.85):
             adjectives.append(self.colour)
-        phrase = " ".join([*adjectives, self.name])
+        phrase = " ".join([*adjectives, _word(self.name, rng)])
         return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -49,7 +66,7 @@ class Place:
         """Return a noun phrase such as "a cloudy sky" or "green grass"."""
         adjective = f"{self.look} " if rng.random() < 0.6 else ""
         article = ("a " if adjective else "the ") if self.name in ("sky", "sea", "road") else ""
-        return f"{article}{adjective}{self.name}"
+        return f"{article}{adjective}{_word(self.name, rng)}"
 
 
 def _series(items: Sequence[str], last: str = "and") -> str:
@@ -63,20 +80,21 @@ def _listing(things: Sequence[Thing], places: Sequence[Place], rng: Random) -> s
     return ", ".join(names[i] for i in rng.permutation(len(names)))
 
 
-def caption(things: Sequence[Thing], upper: Place, lower: Place, rng: Random) -> str:
+def caption(things: Sequence[Thing], upper: Place, lower: Place, rng: Random, style: str = "clean") -> str:
     """Describe a scene. Every object is named; both backgrounds are, in about four captions of five."""
     placed = rng.random() < 0.82
-    style = rng.random()
+    kind = rng.random()
     order = [things[i] for i in rng.permutation(len(things))]
-    if style < 0.15:
+    if kind < 0.15:
         return _listing(order, (upper, lower) if placed else (), rng)
-    if style < 0.3:
+    if kind < 0.3:
         names = [t.name for t in order] + ([upper.name, lower.name] if placed else [])
         return "a photo of " + " and ".join(names[i] for i in rng.permutation(len(names)))
-    text = _series([t.words(rng, plain=style < 0.4) for t in order])
+    text = _series([t.words(rng, plain=kind < 0.4) for t in order])
     if placed:
         joins = JOIN["sky" if upper.name == "sky" else ""]
         text += " " + joins[int(rng.integers(len(joins)))].format(upper=upper.words(rng), lower=lower.words(rng))
-    if style < 0.8:
-        text = f"{MEDIA[int(rng.integers(len(MEDIA)))]} {text}"
+    if kind < 0.8:
+        openings = MEDIA.get(style, MEDIA[""])
+        text = f"{openings[int(rng.integers(len(openings)))]} {text}"
     return f"{text}, {QUALITY[int(rng.integers(len(QUALITY)))]}" if rng.random() < 0.15 else text

@@ -1,4 +1,4 @@
-"""Names, label numbers, colours and seed ranges of the drawn world."""
+"""Names, label numbers, colours, styles and splits of the drawn world."""
 
 from __future__ import annotations
 
@@ -24,10 +24,21 @@ COLOURS: Final[dict[str, RGB]] = {
     "white": (240, 238, 232),
 }
 
-#: Three disjoint seed ranges; a seed below ``VALIDATION_SEED`` may have been trained on.
+#: Disjoint seed ranges; a seed below ``VALIDATION_SEED`` may have been trained on.
 TRAIN_SEED: Final[int] = 0
 VALIDATION_SEED: Final[int] = 10_000_000
 TEST_SEED: Final[int] = 20_000_000
+HELD_OUT_SEED: Final[int] = 30_000_000
+
+#: Objects that never share a scene, except in held-out ones, which all have such a pair.
+HELD_OUT_PAIRS: Final[tuple[tuple[str, str], ...]] = (
+    ("car", "fish"), ("cat", "boat"), ("apple", "umbrella"), ("house", "balloon"), ("tree", "cup"),
+    ("bird", "mushroom"),
+)  # fmt: skip
+#: Styles of ordinary scenes, with their shares. Those of held-out scenes are the others.
+ORDINARY_STYLES: Final[dict[str, float]] = {"clean": 0.85, "photo": 0.15}
+HELD_OUT_STYLES: Final[tuple[str, ...]] = ("night", "sketch")
+STYLES: Final[tuple[str, ...]] = (*ORDINARY_STYLES, *HELD_OUT_STYLES)
 
 
 def label(name: str) -> int:

@@ -1,8 +1,8 @@
-"""A pen that draws in an object's own unit square and keeps its silhouette."""
+"""A pen that draws in an object's own unit square and keeps its parts and keypoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,17 +41,29 @@ class Pen:
     """Draws parts of one object on a square patch.
 
     The object lives in [-1, 1] x [-1, 1] with y pointing down and its foot at y = 1.
-    ``radius`` is half its height in canvas pixels, ``stretch`` its width over its height.
+    ``radius`` is half its height in canvas pixels, ``stretch`` its width over its height. ``parts`` has the number of
+    each part, 1 to 255; ``labels`` then holds the part that is seen at each pixel, and 0 outside the object.
+    ``points`` holds the keypoints in patch pixels.
     """
 
-    def __init__(self, radius: float, stretch: float = 1.0, angle: float = 0.0, flip: bool = False) -> None:
+    def __init__(
+        self,
+        radius: float,
+        stretch: float = 1.0,
+        angle: float = 0.0,
+        flip: bool = False,
+        parts: Mapping[str, int] | None = None,
+    ) -> None:
         self.radius = radius
+        self.numbers = parts or {}
+        self.number = 255
+        self.points: dict[str, tuple[float, float]] = {}
         self.half = int(radius * 1.5) + 3
         side = 2 * self.half
         self.rgb = Image.new("RGB", (side, side), (128, 128, 128))
-        self.mask = Image.new("L", (side, side), 0)
+        self.labels = Image.new("L", (side, side), 0)
         self._rgb = ImageDraw.Draw(self.rgb)
-        self._mask = ImageDraw.Draw(self.mask)
+        self._labels = ImageDraw.Draw(self.labels)
         c, s = np.cos(angle) * radius, np.sin(angle) * radius
         sx = -stretch if flip else stretch
         self._matrix = np.array([[c * sx, s * sx], [-s, c]])
@@ -61,11 +73,20 @@ class Pen:
         flat: list[float] = (np.asarray(points, dtype=np.float64) @ self._matrix + self.half).ravel().tolist()
         return flat
 
+    def part(self, name: str) -> None:
+        """Say what is drawn from here on."""
+        self.number = self.numbers.get(name, 255)
+
+    def point(self, name: str, x: float, y: float) -> None:
+        """Note a keypoint."""
+        u, v = self._pixels([(x, y)])
+        self.points[name] = (u, v)
+
     def poly(self, points: Points | NDArray[np.float64], colour: RGB) -> None:
         """Fill a polygon."""
         flat = self._pixels(points)
         self._rgb.polygon(flat, fill=colour)
-        self._mask.polygon(flat, fill=255)
+        self._labels.polygon(flat, fill=self.number)
 
     def blob(self, points: Points, colour: RGB) -> None:
         """Fill the smooth closed curve through ``points``."""
@@ -86,7 +107,7 @@ class Pen:
         """Draw a polyline ``width`` units wide."""
         flat, pixels = self._pixels(points), max(1, round(width * self.radius))
         self._rgb.line(flat, fill=colour, width=pixels, joint="curve")
-        self._mask.line(flat, fill=255, width=pixels, joint="curve")
+        self._labels.line(flat, fill=self.number, width=pixels, joint="curve")
 
     def eye(self, x: float, y: float, r: float, white: bool = True) -> None:
         """Draw a round eye with a glint."""
@@ -96,12 +117,13 @@ class Pen:
         self.ellipse(x - r * 0.3, y - r * 0.35, r * 0.38, r * 0.38, (255, 255, 255))
 
     def finish(self, light: float, depth: float) -> tuple[Image.Image, Image.Image]:
-        """Return the shaded patch and its mask.
+        """Return the shaded patch and its mask (255 inside).
 
         The blurred silhouette serves as a height map: its slope against the light (which comes from
         the left for ``light`` -1 and from the right for +1) gives the rim its highlight and its shade.
         """
-        soft = self.mask.filter(ImageFilter.BoxBlur(max(1.0, self.radius * 0.11)))
+        mask = self.labels.point([0] + [255] * 255)
+        soft = mask.filter(ImageFilter.BoxBlur(max(1.0, self.radius * 0.11)))
         height = np.asarray(soft, dtype=np.float32) / 255
         step = max(1, int(self.radius * 0.07))
         slope = np.roll(height, (-step, round(step * light)), (0, 1)) - np.roll(
@@ -110,4 +132,4 @@ class Pen:
         fall = np.linspace(0.1, -0.16, height.shape[0], dtype=np.float32)[:, None]
         shade = 1 + depth * (0.55 * slope + fall) - 0.22 * (1 - height)
         lit = np.asarray(self.rgb, dtype=np.float32) * shade[:, :, None]
-        return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)), self.mask
+        return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)), mask

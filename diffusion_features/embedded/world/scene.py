@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,43 +11,84 @@ from PIL import Image, ImageFilter
 
 from .backgrounds import LOOKS, PAIRS, horizon, paint
 from .captions import Place, Thing, caption
-from .classes import CLASSES, COLOURS, OBJECTS, RGB, label
-from .objects import DRAW, HEIGHT, STRETCH
+from .classes import (
+    CLASSES,
+    COLOURS,
+    HELD_OUT_PAIRS,
+    HELD_OUT_SEED,
+    HELD_OUT_STYLES,
+    OBJECTS,
+    ORDINARY_STYLES,
+    RGB,
+    STYLES,
+    label,
+)
+from .objects import DRAW, HEIGHT, PARTS, STRETCH
 from .pen import Pen, mix
+from .styles import STYLE
+from .variants import HELD_OUT_DRAW
 
 Random = np.random.Generator
 Box = tuple[int, int, int, int]
 _NIGHT: RGB = (40, 44, 92)
+#: How often a scene has one, two, ... objects, and the half height of one as a share of the frame.
+_COUNTS = (0.3, 0.3, 0.24, 0.1, 0.06)
+_SCALES = (0.235, 0.2, 0.17, 0.155, 0.14)
+
+
+_PART_NUMBERS: dict[str, dict[str, int]] = {
+    name: {part: i for i, (owner, part) in enumerate(PARTS, start=1) if owner == name} for name in OBJECTS
+}
+
+
+@dataclass(frozen=True)
+class Keypoint:
+    """A named place of an object, in pixels from the left and the top of the image, which may lie outside or hidden."""
+
+    x: float
+    y: float
+    visible: bool
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An object of a scene: class, colour word, and box (left, top, right, bottom) of its visible pixels."""
+    """An object of a scene.
+
+    ``box`` is (left, top, right, bottom) of its visible pixels, ``instance`` its number in ``Scene.instances``: the
+    higher, the nearer.
+    """
 
     name: str
     colour: str
     box: Box
+    instance: int
+    keypoints: Mapping[str, Keypoint]
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A rendering and everything known about it.
 
-    ``semantic`` is uint8 [height, width]; its value ``i`` stands for ``CLASSES[i]``.
-    ``classes`` lists the classes with at least one pixel, backgrounds first.
+    ``semantic``, ``instances`` and ``parts`` are uint8 [height, width]. The value ``i`` of ``semantic`` stands for
+    ``CLASSES[i]``. ``instances`` counts the objects from the farthest, 1, to the nearest; 0 is background. The value
+    ``i`` of ``parts`` stands for ``PARTS[i - 1]``, a (class, part) pair; 0 is background.
+    ``classes`` lists the classes with at least one pixel, backgrounds first; ``objects`` goes from far to near.
     """
 
     image: Image.Image
     caption: str
     semantic: NDArray[np.uint8]
+    instances: NDArray[np.uint8]
+    parts: NDArray[np.uint8]
     classes: tuple[str, ...]
     objects: tuple[Placed, ...]
     things: tuple[Thing, ...]
     places: tuple[Place, Place]
+    style: str
 
     def describe(self, rng: Random) -> str:
         """Return another caption of this scene, in a style that ``rng`` picks."""
-        return caption(self.things, *self.places, rng)
+        return caption(self.things, *self.places, rng, self.style)
 
 
 @dataclass(frozen=True)
@@ -93,7 +135,7 @@ def _place(
 ) -> list[tuple[str, _Spot]]:
     """Find a spot for each of ``names``; one that fits nowhere is left out. Far objects come first."""
     width, height = size
-    base = min(width, height) * zoom * (0.235, 0.2, 0.17)[len(names) - 1]
+    base = min(width, height) * zoom * _SCALES[len(names) - 1]
     placed: list[tuple[str, _Spot]] = []
     for name in names:
         for _ in range(12):
@@ -114,38 +156,59 @@ def _shadow(canvas: Image.Image, spot: _Spot, light: float) -> None:
     canvas.paste((30, 28, 48), (left, top), Image.fromarray(alpha.astype(np.uint8)))
 
 
+@dataclass(frozen=True)
+class _Canvas:
+    """A scene while it is drawn, at the supersampled size."""
+
+    image: Image.Image
+    instances: Image.Image
+    parts: Image.Image
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """An object on the canvas; its keypoints in canvas pixels."""
+
+    name: str
+    colour: str
+    points: Mapping[str, tuple[float, float]]
+
+
 def _object(
-    canvas: Image.Image,
-    labels: Image.Image,
+    canvas: _Canvas,
+    number: int,
     name: str,
     colour: str,
     spot: _Spot,
     rng: Random,
     light: float,
     night: bool,
-) -> None:
-    """Draw one object with its shadow on ``canvas`` and its number on ``labels``, both in place."""
+    held_out: bool,
+) -> _Drawn:
+    """Draw object ``number`` with its shadow on ``canvas`` in place."""
     tint = COLOURS[colour]
     tint = mix(tint, (int(rng.integers(256)), int(rng.integers(256)), int(rng.integers(256))), 0.08)
     tilt = 0.06 if name in ("house", "tree") else {"air": 0.3, "sea": 0.2}.get(spot.where, 0.06)
     stretch = STRETCH.get(name, 1.0) * rng.uniform(0.88, 1.14)
-    pen = Pen(spot.radius, stretch, rng.uniform(-tilt, tilt), bool(rng.random() < 0.5))
-    DRAW[name](pen, tint, rng)
+    pen = Pen(spot.radius, stretch, rng.uniform(-tilt, tilt), bool(rng.random() < 0.5), _PART_NUMBERS[name])
+    (HELD_OUT_DRAW.get(name, DRAW[name]) if held_out else DRAW[name])(pen, tint, rng)
     patch, mask = pen.finish(light, rng.uniform(0.7, 1.1))
     if night:
         patch = Image.blend(patch, Image.new("RGB", patch.size, _NIGHT), 0.25)
     if spot.where != "air":
-        _shadow(canvas, spot, light)
+        _shadow(canvas.image, spot, light)
     corner = (int(spot.x) - pen.half, int(spot.y) - pen.half)
     # Half a pixel of blur hides the stairs of the supersampled edge where LANCZOS would ring.
-    canvas.paste(patch, corner, mask.filter(ImageFilter.BoxBlur(0.5)))
-    labels.paste(label(name), corner, mask)
+    canvas.image.paste(patch, corner, mask.filter(ImageFilter.BoxBlur(0.5)))
+    canvas.instances.paste(number, corner, mask)
+    canvas.parts.paste(pen.labels, corner, mask)
+    return _Drawn(name, colour, {key: (x + corner[0], y + corner[1]) for key, (x, y) in pen.points.items()})
 
 
 def _ground(
     rng: Random, pair: tuple[str, str], looks: tuple[str, str], size: tuple[int, int]
-) -> tuple[Image.Image, Image.Image, float]:
-    """Return the empty scene, its label image and the mean row of the horizon."""
+) -> tuple[Image.Image, NDArray[np.bool_], float]:
+    """Return the empty scene, where it lies below the horizon (bool [height, width]) and the horizon's mean row."""
     width, height = size
     line = horizon(rng, *pair, width, height)
     level = float(line.mean())
@@ -157,18 +220,26 @@ def _ground(
     near = Image.new("RGB", size)
     near.paste(paint(pair[1], looks[1], rng, width, height - bottom), (0, bottom))
     canvas.paste(near, (0, 0), mask)
-    labels = np.where(below, label(pair[1]), label(pair[0])).astype(np.uint8)
-    return canvas, Image.fromarray(labels), level
+    return canvas, below, level
 
 
-def _visible(semantic: NDArray[np.uint8], drawn: list[tuple[str, str]]) -> tuple[Placed, ...]:
-    """Return the drawn (class, colour) pairs that can be seen, with their boxes."""
+def _visible(instances: NDArray[np.uint8], drawn: list[_Drawn], supersample: int) -> tuple[Placed, ...]:
+    """Return the objects of which something can be seen."""
     found = []
-    for name, colour in drawn:
-        ys, xs = np.nonzero(semantic == label(name))
+    for number, thing in enumerate(drawn, start=1):
+        ys, xs = np.nonzero(instances == number)
         if len(xs):
-            found.append(Placed(name, colour, (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)))
+            box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+            points = {k: _keypoint(x / supersample, y / supersample, instances, number)
+                      for k, (x, y) in thing.points.items()}  # fmt: skip
+            found.append(Placed(thing.name, thing.colour, box, number, points))
     return tuple(found)
+
+
+def _keypoint(x: float, y: float, instances: NDArray[np.uint8], number: int) -> Keypoint:
+    height, width = instances.shape
+    inside = 0 <= x < width and 0 <= y < height
+    return Keypoint(x, y, bool(inside and instances[int(y), int(x)] == number))
 
 
 def _size_word(placed: Placed, size: tuple[int, int]) -> str:
@@ -178,32 +249,85 @@ def _size_word(placed: Placed, size: tuple[int, int]) -> str:
     return "small" if share < 0.05 else "large" if share > 0.16 else ""
 
 
+def _names(rng: Random, count: int, held_out: bool) -> list[str]:
+    """Choose classes: held-out scenes have one of the pairs that ordinary scenes never have."""
+    if held_out:
+        first = list(HELD_OUT_PAIRS[int(rng.integers(len(HELD_OUT_PAIRS)))])
+        others = [name for name in OBJECTS if name not in first]
+        return [*first, *(others[i] for i in rng.permutation(len(others))[: max(0, count - 2)])]
+    names: list[str] = []
+    for i in rng.permutation(len(OBJECTS)).tolist():
+        if not any({OBJECTS[i], name} in map(set, HELD_OUT_PAIRS) for name in names):
+            names.append(OBJECTS[i])
+    return names[:count]
+
+
 def render(
-    seed: int, size: tuple[int, int] | int = 128, *, max_objects: int = 3, zoom: float = 1.0, supersample: int = 2
+    seed: int,
+    size: tuple[int, int] | int = 128,
+    *,
+    style: str | None = None,
+    held_out: bool | None = None,
+    max_objects: int = 5,
+    zoom: float = 1.0,
+    supersample: int = 2,
 ) -> Scene:
     """Draw the scene of ``seed``; the same arguments give the same bytes.
 
-    ``size`` is (width, height) in pixels, or one number for a square. ``max_objects`` (1..3) bounds the
-    objects, ``zoom`` enlarges them, ``supersample`` is how many times larger the scene is drawn.
+    Args:
+        seed: any integer from 0 on.
+        size: (width, height) in pixels, or one number for a square.
+        style: one of ``STYLES``; by default the scene's own.
+        held_out: whether the scene has what no training sees: a pair of ``HELD_OUT_PAIRS``, one of
+            ``HELD_OUT_STYLES``, and other shapes of some classes. By default, seeds from ``HELD_OUT_SEED`` on have.
+        max_objects: 1 to 5 (at least 2 if held out); a scene has up to that many.
+        zoom: enlarges the objects.
+        supersample: how many times larger the scene is drawn.
+
+    Raises:
+        ValueError: an argument outside these.
     """
-    rng = np.random.Generator(np.random.PCG64(seed))
+    held_out = seed >= HELD_OUT_SEED if held_out is None else held_out
+    if not (1 + held_out) <= max_objects <= len(_COUNTS):
+        raise ValueError(f"max_objects is {max_objects}; {1 + held_out} to {len(_COUNTS)} can be drawn")
+    if style is not None and style not in STYLES:
+        raise ValueError(f"there is no style {style!r}; there are {', '.join(STYLES)}")
+    # A stream for each concern: a change in one leaves what the others draw.
+    layout, ground, objects, words, finish = (
+        np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)
+    )
     out = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     big = (out[0] * supersample, out[1] * supersample)
-    count = int(rng.integers(1, max_objects + 1))
-    names = [OBJECTS[i] for i in rng.permutation(len(OBJECTS))[:count]]
-    pair = _pair(rng, names)
-    looks = tuple(LOOKS[name][int(rng.integers(len(LOOKS[name])))][0] for name in pair)
-    light = -1.0 if rng.random() < 0.5 else 1.0
-    canvas, labels, level = _ground(rng, pair, (looks[0], looks[1]), big)
-    drawn = []
-    for name, spot in _place(rng, names, pair, level, big, zoom):
-        colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-        _object(canvas, labels, name, colour, spot, rng, light, "night" in looks)
-        drawn.append((name, colour))
-    semantic = np.asarray(labels)[supersample // 2 :: supersample, supersample // 2 :: supersample].copy()
-    objects = _visible(semantic, drawn)
-    things = tuple(Thing(o.name, o.colour, _size_word(o, out)) for o in objects)
+    shares = np.array(_COUNTS[:max_objects])
+    count = int(layout.choice(max_objects, p=shares / shares.sum())) + 1
+    names = _names(layout, count, held_out)
+    pair = _pair(layout, names)
+    looks = tuple(LOOKS[name][int(layout.integers(len(LOOKS[name])))][0] for name in pair)
+    light = -1.0 if layout.random() < 0.5 else 1.0
+    own = _style(finish, held_out)
+    style = own if style is None else style
+    image, below, level = _ground(ground, pair, (looks[0], looks[1]), big)
+    canvas = _Canvas(image, Image.new("L", big), Image.new("L", big))
+    drawn: list[_Drawn] = []
+    for name, spot in _place(layout, names, pair, level, big, zoom):
+        colour = list(COLOURS)[int(objects.integers(len(COLOURS)))]
+        drawn.append(_object(canvas, len(drawn) + 1, name, colour, spot, objects, light, "night" in looks, held_out))
+    below, instances, parts = (
+        np.asarray(layer)[supersample // 2 :: supersample, supersample // 2 :: supersample].copy()
+        for layer in (below, canvas.instances, canvas.parts)
+    )
+    numbers = np.array([0, *(label(thing.name) for thing in drawn)], np.uint8)
+    semantic = np.where(instances > 0, numbers[instances], np.where(below, label(pair[1]), label(pair[0])))
+    semantic = semantic.astype(np.uint8)
+    visible = _visible(instances, drawn, supersample)
+    things = tuple(Thing(o.name, o.colour, _size_word(o, out)) for o in visible)
     places = (Place(pair[0], looks[0]), Place(pair[1], looks[1]))
     present = tuple(CLASSES[i] for i in np.unique(semantic))
-    image = canvas.resize(out, Image.Resampling.LANCZOS)
-    return Scene(image, caption(things, *places, rng), semantic, present, objects, things, places)
+    image = STYLE[style](image.resize(out, Image.Resampling.LANCZOS), finish)
+    text = caption(things, *places, words, style)
+    return Scene(image, text, semantic, instances, parts, present, visible, things, places, style)
+
+
+def _style(rng: Random, held_out: bool) -> str:
+    names, shares = (HELD_OUT_STYLES, None) if held_out else (tuple(ORDINARY_STYLES), tuple(ORDINARY_STYLES.values()))
+    return names[int(rng.choice(len(names), p=shares))]
