@@ -1,6 +1,7 @@
-"""Measures the embedded pipeline: its autoencoder, and how well its cross-attention finds the words of a prompt.
+"""Measures the embedded pipeline: autoencoder, denoising, generation, and how well cross-attention finds words.
 
-``python benchmarks/embedded.py`` measures test scenes; settings are chosen with ``--split validation``.
+``python benchmarks/embedded.py`` measures the test scenes and, beside them, the held-out ones, whose styles, shapes and
+pairs of classes no training saw. Settings are chosen with ``--split validation``.
 """
 
 from __future__ import annotations
@@ -8,21 +9,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import classifier
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.embedded import CLASSES, TEST_SEED, VALIDATION_SEED, Scene, label, path, render
+from diffusion_features.embedded import BACKGROUNDS, CLASSES, COLOURS, OBJECTS, TEST_SEED, Scene, label, path, render
+from diffusion_features.embedded.dataset import SPLITS, scenes
 
-SPLITS = {"test": TEST_SEED, "validation": VALIDATION_SEED}
 GRID = 32
+LEVELS = (100, 300, 500, 700, 900)
 Labels = NDArray[np.uint8]
 
 
@@ -85,53 +89,151 @@ def ceiling(semantic: Labels) -> Labels:
     return np.repeat(np.repeat(votes, height // GRID, 0), width // GRID, 1).astype(np.uint8)
 
 
-def iou(pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, float]:
-    """Return each class's intersection over union over all (prediction, truth) pairs, and their mean."""
-    confusion = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
-    for predicted, truth in pairs:
-        np.add.at(confusion, (truth.ravel(), predicted.ravel()), 1)
+def iou(pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, Any]:
+    """Return intersection over union over all (prediction, truth) pairs: each class's, and means.
+
+    ``interval`` is the 95% interval of the mean under resampling of the images.
+    """
+    confusions = np.stack([
+        np.bincount(truth.ravel().astype(np.int64) * len(CLASSES) + predicted.ravel(), minlength=len(CLASSES) ** 2)
+        for predicted, truth in pairs
+    ]).reshape(-1, len(CLASSES), len(CLASSES))  # fmt: skip
+    each = _each(confusions.sum(0))
+    rng = np.random.default_rng(0)
+    draws = [np.nanmean(_each(confusions[rng.integers(len(pairs), size=len(pairs))].sum(0))) for _ in range(500)]
+    count = len(BACKGROUNDS)
+    return {
+        "mean": float(np.nanmean(each)), "interval": [float(v) for v in np.percentile(draws, (2.5, 97.5))],
+        "backgrounds": float(np.nanmean(each[:count])), "objects": float(np.nanmean(each[count:])),
+        **{name: float(each[i]) for i, name in enumerate(CLASSES) if not np.isnan(each[i])},
+    }  # fmt: skip
+
+
+def _each(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """IoU of each class; undefined (NaN) for one that neither truth nor prediction has."""
     hit = np.diag(confusion)
     union = confusion.sum(0) + confusion.sum(1) - hit
-    each = {name: float(hit[i] / union[i]) for i, name in enumerate(CLASSES) if union[i]}
-    return {"mean": float(np.mean(list(each.values()))), **each}
+    return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
 
 
-def segmentation(fx: FeatureExtractor, scenes: Sequence[Scene], t: int) -> dict[str, float]:
+def segmentation(fx: FeatureExtractor, drawn: Sequence[Scene], t: int) -> dict[str, Any]:
     """Return the IoU of each class and their mean, of plain cross-attention against the truth."""
-    predicted = [segment(class_maps(fx, s, t, seed), s.classes, s.semantic.shape) for seed, s in enumerate(scenes)]
-    return iou([(p, s.semantic) for p, s in zip(predicted, scenes, strict=True)])
+    predicted = [segment(class_maps(fx, s, t, seed), s.classes, s.semantic.shape) for seed, s in enumerate(drawn)]
+    return iou([(p, s.semantic) for p, s in zip(predicted, drawn, strict=True)])
 
 
-def measure(pipe: StableDiffusionPipeline, scenes: Sequence[Scene], timesteps: Sequence[int]) -> dict[str, Any]:
-    """Return every figure of the benchmark for ``scenes``."""
-    fx = FeatureExtractor.from_pipe(pipe)
-    result: dict[str, Any] = {"scenes": len(scenes), "psnr_db": float(np.mean([psnr(pipe, s) for s in scenes]))}
-    for t in timesteps:
-        result[f"iou_t{t}"] = segmentation(fx, scenes, t)
+@torch.no_grad()
+def denoising(pipe: StableDiffusionPipeline, drawn: Sequence[Scene]) -> dict[str, float]:
+    """Return the mean squared error of the noise over ``LEVELS``: with a scene's own caption, the next one's, and none.
+
+    One is what a prediction of zero scores.
+    """
+    x = torch.cat([pixels(scene) for scene in drawn])
+    latents = torch.cat([pipe.vae.encode(part).latent_dist.mode() for part in x.split(16)])
+    latents = latents * pipe.vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    captions = [scene.caption for scene in drawn]
+    result = {}
+    for name, texts in (("right", captions), ("another", captions[1:] + captions[:1]), ("empty", [""] * len(drawn))):
+        ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        text = pipe.text_encoder(ids).last_hidden_state
+        errors = []
+        for t in LEVELS:
+            level = torch.full((len(drawn),), t)
+            noisy = pipe.scheduler.add_noise(latents, noise, level)
+            errors += [F.mse_loss(pipe.unet(*parts[:3]).sample, parts[3]).item()
+                       for parts in zip(*(v.split(16) for v in (noisy, level, text, noise)), strict=True)]  # fmt: skip
+        result[name] = float(np.mean(errors))
+    return result
+
+
+def generation(pipe: StableDiffusionPipeline, judge: torch.nn.Module, count: int) -> dict[str, Any]:
+    """Return the shares of generated objects and colours that the classifier recognises, and the same of renderings.
+
+    Prompts go through all pairs of class and colour in a fixed random order; 20 DDIM steps, guidance 4.
+    """
+    pairs = [(name, colour) for name in OBJECTS for colour in COLOURS]
+    chosen = [pairs[i % len(pairs)] for i in np.random.default_rng(0).permutation(max(count, len(pairs)))[:count]]
+    sampler = copy.copy(pipe)
+    sampler.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    sampler.set_progress_bar_config(disable=True)
+    images = []
+    for i in range(0, count, 8):
+        prompts = [
+            f"a picture of a {colour} {name} on green grass under a blue sky" for name, colour in chosen[i : i + 8]
+        ]
+        seeds = [torch.Generator().manual_seed(i + k) for k in range(len(prompts))]
+        images += sampler(prompts, num_inference_steps=20, guidance_scale=4.0, generator=seeds).images
+    names = torch.tensor([OBJECTS.index(name) for name, _ in chosen])
+    colours = torch.tensor([list(COLOURS).index(colour) for _, colour in chosen])
+    real = [scene for scene in map(classifier.single, range(TEST_SEED, TEST_SEED + 400)) if scene.objects]
+    return {
+        "generated": classifier.accuracy(judge, images, names, colours),
+        "renderings": classifier.accuracy(judge, [s.image for s in real], *classifier.targets(real)),
+    }
+
+
+def rendering(count: int = 300) -> float:
+    """Images of 128 pixels a second that one process draws."""
+    began = time.perf_counter()
+    for seed in range(TEST_SEED, TEST_SEED + count):
+        render(seed)
+    return count / (time.perf_counter() - began)
+
+
+def untrained(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """The same pipeline with a denoiser that learnt nothing: what chance scores."""
     chance = copy.copy(pipe)
     torch.manual_seed(0)
     chance.unet = UNet2DConditionModel.from_config(pipe.unet.config).eval()
-    result["iou_untrained"] = segmentation(FeatureExtractor.from_pipe(chance), scenes, timesteps[0])
-    result["iou_ceiling"] = iou([(ceiling(s.semantic), s.semantic) for s in scenes])
+    return chance
+
+
+def measure(pipe: StableDiffusionPipeline, drawn: Sequence[Scene], timesteps: Sequence[int]) -> dict[str, Any]:
+    """Return every figure of the benchmark for scenes of one split."""
+    fx = FeatureExtractor.from_pipe(pipe)
+    result: dict[str, Any] = {"psnr_db": float(np.mean([psnr(pipe, s) for s in drawn]))}
+    result["denoising"] = denoising(pipe, drawn)
+    for t in timesteps:
+        result[f"iou_t{t}"] = segmentation(fx, drawn, t)
+    result["iou_untrained"] = segmentation(FeatureExtractor.from_pipe(untrained(pipe)), drawn, timesteps[0])
+    result["iou_ceiling"] = iou([(ceiling(s.semantic), s.semantic) for s in drawn])
     return result
 
 
 def main() -> None:
     """Print the figures and write them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=path())
-    parser.add_argument("--split", choices=list(SPLITS), default="test")
-    parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--timesteps", type=int, nargs="+", default=[50, 100, 200])
-    parser.add_argument("--out", type=Path, default=Path("outputs/embedded.json"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=path(), help="of the pipeline (default: the shipped one)")
+    parser.add_argument("--split", choices=list(SPLITS), nargs="+", default=["test", "held-out"])
+    parser.add_argument("--scenes", type=int, default=64, help="of each split (default: %(default)s)")
+    parser.add_argument("--timesteps", type=int, nargs="+", default=[50, 100, 200, 300])
+    parser.add_argument("--generate", type=int, default=96, help="images to generate and judge; 0 leaves it out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(options.folder, dtype=torch.float32)
-    scenes = [render(SPLITS[options.split] + i) for i in range(options.scenes)]
-    result = {"split": options.split, **measure(pipe, scenes, options.timesteps)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    result: dict[str, Any] = {"scenes": options.scenes, "rendered_per_second": rendering()}
+    for split in options.split:
+        result[split] = measure(pipe, list(scenes(split, options.scenes)), options.timesteps)
+    if options.generate:
+        result["generation"] = generation(pipe, classifier.train(), options.generate)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    show(result)
+
+
+def show(result: dict[str, Any], name: str = "") -> None:
+    """Print one figure a line, means alone where there is one for each class."""
     for key, value in result.items():
-        print(f"{key:12} {value['mean'] if isinstance(value, dict) else value}")
+        if isinstance(value, dict) and "interval" in value:
+            low, high = value["interval"]
+            parts = f"objects {value['objects']:.3f}, backgrounds {value['backgrounds']:.3f}"
+            print(f"{name}{key}: {value['mean']:.3f} ({low:.3f} to {high:.3f}); {parts}")
+        elif isinstance(value, dict):
+            show(value, f"{name}{key} ")
+        else:
+            print(f"{name}{key}: {value:.4g}")
 
 
 if __name__ == "__main__":

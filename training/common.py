@@ -1,56 +1,14 @@
-"""What both trainings share: workers, the clock that drives the schedule, averaging, checkpoints, the log."""
+"""The clock that drives a schedule, checkpoints, the log."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-
-#: Two processes of one thread each: on a shared two-core machine they lose far less than two threads,
-#: which wait for each other in every operation.
-WORKERS = 2
-
-
-def _enter(rank: int, main: Callable[[argparse.Namespace], None], options: argparse.Namespace, meeting: str) -> None:
-    # Started in the background, a process ignores this signal, by which a dying parent stops its workers.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORKERS)
-    main(options)
-    dist.destroy_process_group()
-
-
-def launch(main: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
-    """Run ``main(options)`` in every worker."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (main, options, f"{folder}/meeting"), nprocs=WORKERS)
-
-
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the workers."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    flat /= WORKERS
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
-
-
-def agree(value: float) -> float:
-    """Return the largest ``value`` of all workers, so that all take the same decision."""
-    shared = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return shared.item()
 
 
 @dataclass
@@ -82,29 +40,6 @@ def clock(text: str) -> float:
     return moment if moment > now - 12 * 3600 else moment + 86_400
 
 
-class Average:
-    """An exponential moving average of parameters."""
-
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float) -> None:
-        self.parameters = list(parameters)
-        self.decay = decay
-        self.values = [p.detach().clone() for p in self.parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take one step; early steps average over fewer values so that the start is forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the averaged and the current values."""
-        for parameter, value in zip(self.parameters, self.values, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(value)
-            value.copy_(kept)
-
-
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that a kill leaves either the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,14 +55,3 @@ def log(path: Path, **values: float | int | str) -> None:
     with path.open("a") as stream:
         stream.write(line + "\n")
     print(line, flush=True)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def norm_(parameters: Iterable[torch.nn.Parameter], limit: float) -> float:
-    """Clip the gradient to ``limit`` in place; return its norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(list(parameters), limit))

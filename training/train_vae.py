@@ -1,31 +1,28 @@
 """Trains the autoencoder of the embedded pipeline on crops of drawn scenes.
 
-``python training/train_vae.py --steps 1200`` (reproducible) or ``--until +12`` (minutes of wall-clock).
-Killed, it goes on from its last checkpoint when started again with the same arguments.
+accelerate launch --multi_cpu --num_processes 2 --num_cpu_threads_per_process 1 training/train_vae.py --steps 2400
+accelerate launch training/train_vae.py --steps 2400 --precision bf16       # on a GPU
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from common import WORKERS, Budget, agree, average_gradients, clock, launch, log, norm_, save, set_rate
+from data import tensor
 from diffusers import AutoencoderKL
-from scenes import ROOT, RUNS, load
+from loop import Batch, Task, arguments, first, train
+from scenes import RUNS, load
+from torch import Generator, Tensor, nn
 
 SEED = 20_261_121
 BATCH = 16
-#: Crops are 32 pixels wide until this share of the training, then 64: small ones teach colours and edges at a
-#: quarter of the cost, large ones the statistics that group normalisation sees on whole images.
-SMALL_CROPS = 0.75
-RATE, WARMUP = 2e-3, 50
 #: Weight of the mean KL term per latent element: enough to keep latents bounded, too little to blur.
 KL = 1e-4
-CHECKPOINT, FOLDER, LOG = RUNS / "vae.pt", RUNS / "vae", ROOT / "training" / "logs" / "vae.jsonl"
+#: Crops are this wide in three steps of four, and twice as wide in the fourth: small ones teach colours and edges at a
+#: quarter of the cost, large ones the statistics that group normalisation sees on whole images.
+CROP = 32
+FOLDER = RUNS / "vae"
 
 
 def model() -> AutoencoderKL:
@@ -38,11 +35,6 @@ def model() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def tensor(pixels: np.ndarray) -> torch.Tensor:
-    """Turn uint8 [N, H, W, 3] into float32 [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
 def crops(images: np.ndarray, count: int, side: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Return ``count`` random squares of ``side`` pixels: uint8 [side, side, 3] each."""
     corners = rng.integers(images.shape[1] - side + 1, size=(count, 2))
@@ -50,21 +42,23 @@ def crops(images: np.ndarray, count: int, side: int, rng: np.random.Generator) -
     return [images[i, y : y + side, x : x + side] for i, (y, x) in zip(rows, corners, strict=True)]
 
 
-def batch(large: np.ndarray, small: np.ndarray, side: int, rng: np.random.Generator) -> torch.Tensor:
-    """Return a worker's share of crops of both scene sets: float32 [N, 3, side, side]."""
-    half = BATCH // WORKERS // 2
-    return tensor(np.stack(crops(large, half, side, rng) + crops(small, half, side, rng)))
+class Reconstruction(nn.Module):
+    """An autoencoder; calling it returns the losses of a batch."""
 
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
 
-def objective(vae: AutoencoderKL, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss and the mean absolute error (both scalars) of reconstructing ``x``."""
-    posterior = vae.encode(x).latent_dist
-    y = vae.decode(posterior.sample()).sample
-    error = y - x
-    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    kl = posterior.kl().mean() / posterior.mean[0].numel()
-    # The square makes a wrong colour on a small object dear, which the absolute error alone forgives.
-    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + KL * kl, error.abs().mean()
+    def forward(self, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Return "loss" and "l1", the mean absolute error, of ``x`` [N, 3, H, W]; ``noise`` [N, 4, H/4, W/4]."""
+        posterior = self.vae.encode(x).latent_dist
+        y = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        error = y.float() - x
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        # The square makes a wrong colour on a small object dear, which the absolute error alone forgives.
+        loss = error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + KL * kl
+        return {"loss": loss, "l1": error.abs().mean().detach()}
 
 
 @torch.no_grad()
@@ -72,7 +66,7 @@ def psnr(vae: AutoencoderKL, pixels: np.ndarray) -> float:
     """Return the mean peak signal-to-noise ratio in dB over uint8 images [N, H, W, 3]."""
     values = []
     for image in pixels:
-        x = tensor(image[None])
+        x = tensor(image[None]).to(vae.device)
         y = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
         values.append(10 * torch.log10(4 / F.mse_loss(y, x)).item())
     return float(np.mean(values))
@@ -104,50 +98,30 @@ def finish(vae: AutoencoderKL, large: np.ndarray, small: np.ndarray, validation:
     return {"latent_std_before": flat.std().item(), "scaling_factor": 1.0, "psnr_db": psnr(vae, validation)}
 
 
-def train(options: argparse.Namespace) -> None:
-    """Train in one worker; the first measures and saves ``runs/embedded/vae``."""
-    rank, began = dist.get_rank(), time.time()
-    torch.manual_seed(SEED)
-    large, small, validation = load("large")[0], load("small")[0], load("validation")[0]
-    vae = AutoencoderKL.from_pretrained(options.init) if options.init else model()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=RATE, weight_decay=0.0, betas=(0.9, 0.99))
-    budget, step = Budget(options.steps, options.until), 0
-    if CHECKPOINT.exists():
-        state = torch.load(CHECKPOINT)
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        budget, step = Budget(**state["budget"]), state["step"]
-    while (done := agree(budget.progress(step))) < 1:
-        rate = RATE * min(1.0, (step + 1) / WARMUP) * (1 - done)
-        set_rate(optimizer, rate)
-        # Each step has its own generators, so that a resumed run sees what an unbroken one would.
-        seed = SEED + step * WORKERS + rank
-        torch.manual_seed(seed)
-        loss, error = objective(vae, batch(large, small, 32 if done < SMALL_CROPS else 64, np.random.default_rng(seed)))
-        optimizer.zero_grad()
-        loss.backward()
-        average_gradients(vae.parameters())
-        norm = norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if rank == 0 and step % 25 == 0:
-            log(LOG, step=step, progress=done, loss=loss.item(), l1=error.item(), grad=norm, lr=rate,
-                seconds=round(time.time() - began, 1))  # fmt: skip
-        if rank == 0 and step % 200 == 0:
-            log(LOG, step=step, psnr_db=psnr(vae, validation[:8]))
-            save(CHECKPOINT, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                              "budget": vars(budget)})  # fmt: skip
-    if rank == 0:
-        log(LOG, step=step, seconds=round(time.time() - began, 1), **finish(vae, large, small, validation))
-
-
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--until", type=clock, default=clock("+12"), help="HH:MM UTC or +minutes; unless --steps")
-    parser.add_argument("--init", help="folder of an autoencoder to go on from, with a fresh schedule")
-    launch(train, parser.parse_args())
+    options = arguments(__doc__).parse_args()
+    torch.manual_seed(SEED)
+    with first():
+        large, small, held = load("large")[0], load("small")[0], load("validation")[0]
+    module = Reconstruction(model())
+
+    def batches(step: int, share: float, generator: Generator) -> list[Batch]:
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        side, half = CROP * (1 + (step % 4 == 3)), max(1, round(BATCH * share / 2))
+        x = tensor(np.stack(crops(large, half, side, rng) + crops(small, half, side, rng)))
+        return [{"x": x, "noise": torch.randn(len(x), 4, side // 4, side // 4, generator=generator)}]
+
+    def export() -> None:
+        print(finish(module.vae.cpu(), large, small, held))
+
+    train(
+        Task(
+            "vae", module, batches, lambda: {"psnr_db": psnr(module.vae, held[:8])}, export, SEED,
+            rate=2e-3, warmup=50, decay=0.99,
+        ),
+        options,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

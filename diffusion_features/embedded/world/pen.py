@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,33 @@ def darker(colour: RGB, t: float = 0.35) -> RGB:
     return mix(colour, (24, 20, 40), t)
 
 
+# A scene draws hundreds of curves of few kinds: what they share is computed once.
+@cache
+def _neighbours(count: int) -> tuple[NDArray[np.int64], ...]:
+    """Indices of the point before each of ``count`` points of a ring, of the next, and of the one after that."""
+    return tuple((np.arange(count) + step) % count for step in (-1, 1, 2))
+
+
+@cache
+def _powers(count: int) -> tuple[NDArray[np.float64], ...]:
+    """t, t^2 and t^3 for ``count`` steps from 0 to before 1: each [1, count, 1]."""
+    t = (np.arange(count) / count)[None, :, None]
+    return t, t**2, t**3
+
+
+@cache
+def _arc(start: float, end: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Cosine and sine of 28 angles between two, in degrees."""
+    t = np.radians(np.linspace(start, end, 28))
+    return np.cos(t), np.sin(t)
+
+
 def smooth(points: Points, per_side: int = 6) -> NDArray[np.float64]:
     """Return a closed Catmull-Rom curve through ``points``: [len(points) * per_side, 2]."""
     p1 = np.asarray(points, dtype=np.float64)[:, None, :]
-    p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
-    t = (np.arange(per_side) / per_side)[None, :, None]
-    curve = 2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
+    p0, p2, p3 = (p1[around] for around in _neighbours(len(p1)))
+    t, t2, t3 = _powers(per_side)
+    curve = 2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t2 + (3 * p1 - p0 - 3 * p2 + p3) * t3
     return np.asarray(curve.reshape(-1, 2) / 2)
 
 
@@ -96,8 +118,10 @@ class Pen:
         self, x: float, y: float, rx: float, ry: float, colour: RGB, start: float = 0.0, end: float = 360.0
     ) -> None:
         """Fill an ellipse, or its segment between two angles in degrees (0 right, 90 down)."""
-        t = np.radians(np.linspace(start, end, 28))
-        self.poly(np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1), colour)
+        cos, sin = _arc(start, end)
+        outline = np.empty((len(cos), 2))
+        outline[:, 0], outline[:, 1] = x + rx * cos, y + ry * sin
+        self.poly(outline, colour)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: RGB) -> None:
         """Fill a rectangle given by two corners."""

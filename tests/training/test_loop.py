@@ -1,0 +1,101 @@
+"""The training loop on a tiny problem: resumed equals unbroken, averages and annealing are what they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
+loop = pytest.importorskip("loop", reason="the training scripts are not part of an installed package")
+
+
+class Line(torch.nn.Module):
+    """Fits a line through noisy points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, 1)
+
+    def forward(self, x, y):
+        return {"loss": (self.layer(x)[:, 0] - y).square().mean()}
+
+
+TRUE = torch.tensor([1.0, -2.0, 0.5])
+
+
+def task(module, exported, seen=None, die_at=None):
+    def batches(step, share, generator):
+        if step == die_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, generator=generator)
+        if seen is not None:
+            seen.append((step, x))
+        return [{"x": x, "y": x @ TRUE + 1}, {"x": x[:4], "y": x[:4] @ TRUE + 1}][: 1 + step % 2]
+
+    return loop.Task(
+        "line", module, batches, lambda: {"validation": module.layer.weight.norm().item()},
+        lambda: exported.append(module.layer.weight.detach().clone()), seed=7, rate=0.05, warmup=5, decay=0.9,
+    )  # fmt: skip
+
+
+def options(folder, steps=40, again=None):
+    return argparse.Namespace(steps=steps, until=0.0, again=again, precision="no", runs=folder, logs=folder)
+
+
+def test_a_resumed_training_equals_an_unbroken_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "EVERY", 0.0)  # a checkpoint each step
+    unbroken, resumed, whole, broken = Line(), Line(), [], []
+    loop.train(task(unbroken, whole), options(tmp_path / "a"))
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(task(Line(), broken, die_at=17), options(tmp_path / "b"))
+    assert not broken
+    seen = []
+    loop.train(task(resumed, broken, seen), options(tmp_path / "b"))
+    assert seen[0][0] == 17
+    assert torch.equal(unbroken.layer.weight, resumed.layer.weight)
+    assert torch.equal(whole[0], broken[0])
+
+
+def test_the_export_is_the_average_of_the_steps(tmp_path, monkeypatch):
+    """Against an average taken by hand after every step."""
+    module, exported, weights = Line(), [], []
+    advance = loop.Loop.advance
+
+    def noting(self, done):
+        found = advance(self, done)
+        weights.append(module.layer.weight.detach().clone())
+        return found
+
+    monkeypatch.setattr(loop.Loop, "advance", noting)
+    first = module.layer.weight.detach().clone()
+    loop.train(task(module, exported), options(tmp_path))
+    average = first
+    for i, weight in enumerate(weights):
+        decay = 0.0 if i == 0 else min(0.9, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(exported[0], average)
+    assert torch.equal(module.layer.weight, weights[-1])  # and the training went on from its own weights
+
+
+def test_the_rate_rises_and_falls_to_zero(tmp_path):
+    loop.train(task(Line(), []), options(tmp_path, steps=100))
+    lines = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.05 * (1 - 99 / 100))
+    assert lines[-1]["finished"] == 1 and "validation" in lines[-1]
+
+
+def test_another_pass_starts_from_finished_weights(tmp_path):
+    first, second, seen = Line(), Line(), []
+    loop.train(task(first, []), options(tmp_path / "a"))
+    loop.train(task(second, [], seen), options(tmp_path / "b", steps=1, again=tmp_path / "a" / "line.pt"))
+    assert seen[0][0] == 0
+    difference = (second.layer.weight - first.layer.weight).abs().max()
+    assert 0 < difference < 0.02  # one warm-up step away

@@ -1,0 +1,51 @@
+"""Scenes as the denoisers are trained on them: latents, made once, and the token ids of captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from common import save
+from diffusers import AutoencoderKL
+from scenes import RUNS, load
+from torch import Generator, Tensor
+from transformers import CLIPTokenizer
+
+#: The share of captions that are left empty, for classifier-free guidance.
+EMPTY = 0.1
+
+
+def tensor(pixels: np.ndarray) -> Tensor:
+    """Turn uint8 [N, H, W, 3] into float32 [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+@torch.no_grad()
+def latents(name: str, vae: AutoencoderKL) -> Tensor:
+    """Return the scaled latents of set ``name``, float16 [N, 4, S/4, S/4], from disk if they are there."""
+    path = RUNS / f"{name}_latents.pt"
+    if not path.exists():
+        images = load(name)[0]
+        means = [vae.encode(tensor(images[i : i + 16])).latent_dist.mode() for i in range(0, len(images), 16)]
+        save(path, {"latents": (torch.cat(means) * vae.config.scaling_factor).half()})
+    found: Tensor = torch.load(path)["latents"]
+    return found
+
+
+class Captioned:
+    """Latents and captions of one scene set."""
+
+    def __init__(self, latents: Tensor, captions: list[list[str]], tokenizer: CLIPTokenizer) -> None:
+        self.latents = latents
+        flat = [text for scene in captions for text in scene]
+        ids = tokenizer(
+            [*flat, ""], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
+        self.empty = ids[-1]
+        self.ids = ids[:-1].view(len(captions), -1, 77).to(torch.int16)
+
+    def draw(self, size: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows int64 [size], latents float32 [size, 4, h, w] and ids int64 [size, 77]."""
+        rows = torch.randint(len(self.latents), (size,), generator=generator)
+        ids = self.ids[rows, torch.randint(self.ids.shape[1], (size,), generator=generator)].long()
+        drop = torch.rand(size, generator=generator) < EMPTY
+        return rows, self.latents[rows].float(), torch.where(drop[:, None], self.empty, ids)
