@@ -8,7 +8,7 @@ from common import save
 from diffusers import AutoencoderKL
 from scenes import RUNS, load
 from torch import Generator, Tensor
-from transformers import CLIPTokenizer
+from transformers import PreTrainedTokenizerBase
 
 #: The share of captions that are left empty, for classifier-free guidance.
 EMPTY = 0.1
@@ -32,19 +32,21 @@ def latents(name: str, vae: AutoencoderKL) -> Tensor:
 
 
 class Captioned:
-    """Latents and captions of one scene set."""
+    """Latents and captions of one scene set, the captions as token ids of length ``tokens``."""
 
-    def __init__(self, latents: Tensor, captions: list[list[str]], tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self, latents: Tensor, captions: list[list[str]], tokenizer: PreTrainedTokenizerBase, tokens: int = 77
+    ) -> None:
         self.latents = latents
         flat = [text for scene in captions for text in scene]
         ids = tokenizer(
-            [*flat, ""], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+            [*flat, ""], padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
         ).input_ids
         self.empty = ids[-1]
-        self.ids = ids[:-1].view(len(captions), -1, 77).to(torch.int16)
+        self.ids = ids[:-1].view(len(captions), -1, tokens).to(torch.int16)
 
     def draw(self, size: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows int64 [size], latents float32 [size, 4, h, w] and ids int64 [size, 77]."""
+        """Return rows int64 [size], latents float32 [size, 4, h, w] and ids int64 [size, tokens]."""
         rows = torch.randint(len(self.latents), (size,), generator=generator)
         ids = self.ids[rows, torch.randint(self.ids.shape[1], (size,), generator=generator)].long()
         drop = torch.rand(size, generator=generator) < EMPTY

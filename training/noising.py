@@ -47,16 +47,20 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        predicted = self.predict(noisy, t, ids, hint)
+        each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        ratio = (kept / (1 - kept)).flatten()
+        weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
+        return {"loss": (weight * each).mean(), "plain": each.mean().detach()}
+
+    def predict(self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None) -> Tensor:
+        """Return the predicted noise, [N, 4, h, w]."""
         text = self.text(ids).last_hidden_state
         residuals = {}
         if self.control is not None:
             down, mid = self.control(noisy, t, text, hint, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        predicted = self.unet(noisy, t, text, **residuals).sample
-        each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
-        ratio = (kept / (1 - kept)).flatten()
-        weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
-        return {"loss": (weight * each).mean(), "plain": each.mean().detach()}
+        return self.unet(noisy, t, text, **residuals).sample
 
 
 def noised(latents: Tensor, ids: Tensor, generator: Generator) -> dict[str, Tensor]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from scenes import ROOT
 
@@ -51,17 +53,18 @@ def world() -> Image.Image:
     return sheet([scene.image for scene in scenes], [scene.caption for scene in scenes])
 
 
-def samples(seeds: int = 1, steps: int = 20, guidance: float = 4.0) -> Image.Image:
-    """Return a sheet of generated images, each prompt with ``seeds`` seeds."""
-    pipe = StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+def samples(pipe: DiffusionPipeline, prompts: Sequence[str] = PROMPTS, steps: int = 20, **call: Any) -> Image.Image:
+    """Return a sheet of what ``pipe(**call)`` generates for ``prompts`` with DDIM and guidance 4."""
+    sampler = copy.copy(pipe)
+    sampler.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    sampler.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
-    for seed in range(seeds):
-        for i in range(0, len(PROMPTS), COLUMNS):
-            generators = [torch.Generator().manual_seed(100 * seed + i + k) for k in range(COLUMNS)]
-            prompts = list(PROMPTS[i : i + COLUMNS])
-            pictures += pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators).images
-    return sheet(pictures, PROMPTS * seeds)
+    for i in range(0, len(prompts), COLUMNS):
+        row = list(prompts[i : i + COLUMNS])
+        generators = [torch.Generator().manual_seed(i + k) for k in range(len(row))]
+        found = sampler(row, num_inference_steps=steps, guidance_scale=4.0, generator=generators, **call)
+        pictures += found.images
+    return sheet(pictures, prompts)
 
 
 if __name__ == "__main__":
@@ -69,5 +72,8 @@ if __name__ == "__main__":
     parser.add_argument("which", choices=["world", "samples"])
     which = parser.parse_args().which
     IMAGES.mkdir(parents=True, exist_ok=True)
-    name, page = ("world.png", world()) if which == "world" else ("embedded_samples.png", samples())
-    page.save(IMAGES / name, optimize=True)
+    if which == "world":
+        world().save(IMAGES / "world.png", optimize=True)
+    else:
+        shipped = StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32)
+        samples(shipped).save(IMAGES / "embedded_samples.png", optimize=True)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import torch
 import words
 from data import Captioned, latents
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
+from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, RUNS, load
 from torch import Generator, Tensor
 from train_vae import FOLDER as VAE_FOLDER
@@ -72,23 +74,27 @@ def validation(module: Denoising, data: Captioned, hints: Tensor | None = None) 
     return {"validation": sum(found) / len(found)}
 
 
-def export(module: Denoising, words: CLIPTokenizer, folder: Path) -> None:
-    """Write the pipeline as float16 beside ``folder``, then move it there."""
+def pipeline(module: Denoising, words: CLIPTokenizer, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """Return copies of the networks as a pipeline on the CPU."""
     vae = AutoencoderKL.from_pretrained(VAE_FOLDER)
-    parts = [copy.deepcopy(each).half().cpu() for each in (vae, module.text, module.unet)]
+    parts = [copy.deepcopy(each).eval().to("cpu", dtype) for each in (vae, module.text, module.unet)]
     scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
     # SD 1.5 ships this entry too: DDIM and DDPM read it when they are made from this configuration.
     scheduler.register_to_config(clip_sample=False)
-    pipeline = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=parts[0], text_encoder=parts[1], unet=parts[2], tokenizer=words, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    fresh, stale = folder.with_name("sd.new"), folder.with_name("sd.old")
+
+
+def export(pipe: DiffusionPipeline, folder: Path, also: Sequence[Path] = ()) -> None:
+    """Write the pipeline, and files ``also`` into its tokenizer's folder, beside ``folder``, then move it there."""
+    fresh, stale = folder.with_suffix(".new"), folder.with_suffix(".old")
     for path in (fresh, stale):
         shutil.rmtree(path, ignore_errors=True)
-    pipeline.save_pretrained(fresh, safe_serialization=True)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copyfile(RUNS / "tokenizer" / name, fresh / "tokenizer" / name)
+    pipe.save_pretrained(fresh, safe_serialization=True)
+    for path in also:
+        shutil.copyfile(path, fresh / "tokenizer" / path.name)
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)
@@ -109,13 +115,15 @@ def main() -> None:
         drawn = [sets[name].draw(round(BATCH[name] * share), generator) for name in due]
         return [noised(x, ids, generator) for _, x, ids in drawn]
 
-    train(
-        Task(
-            "unet", module, batches, lambda: validation(module, sets["validation"]),
-            lambda: export(module, words, EXPORT), SEED, rate=8e-4,
-        ),
-        options,
-    )  # fmt: skip
+    def measure() -> dict[str, float]:
+        samples(pipeline(module, words, torch.float32), PROMPTS[:COLUMNS], steps=10).save(options.runs / "unet.png")
+        return validation(module, sets["validation"])
+
+    def publish() -> None:
+        legacy = [RUNS / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+        export(pipeline(module, words, torch.float16), EXPORT, legacy)
+
+    train(Task("unet", module, batches, measure, publish, SEED, rate=8e-4), options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""The transformer's training: words, and that padding plays no part."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
+from train_dit import CONTEXT, SIZES, TOKENS, Masked, Size, networks, tokenizer
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizer({"a", "red", "car", "sailboat", "on", "sand"})
+
+
+def test_each_word_is_one_token_and_any_other_text_is_spelt(words):
+    text = "a red sailboat, carpet on sand"
+    coded = words(text, return_offsets_mapping=True)
+    pieces = [text[a:b] for a, b in coded["offset_mapping"][:-1]]
+    assert pieces == ["a", "red", "sailboat", ",", "car", "p", "e", "t", "on", "sand"]
+    assert words.eos_token_id == coded["input_ids"][-1]
+    assert words.pad_token_id == 0  # what the mask of the training takes for padding
+
+
+def test_padding_changes_no_prediction(words):
+    torch.manual_seed(0)
+    module = Masked(*networks(Size(layers=2, heads=2, rate=0.0), len(words))).eval()
+    # A fresh transformer's last layer predicts nothing, whatever it is told.
+    torch.nn.init.normal_(module.unet.proj_out.weight)
+    noisy, t = torch.randn(2, 4, 8, 12), torch.tensor([100, 700])
+
+    def predict(text: list[str], length: int) -> torch.Tensor:
+        ids = words(text, padding="max_length", max_length=length, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return module.predict(noisy, t, ids, None)
+
+    short = predict(["a red car", "sand"], TOKENS)
+    torch.testing.assert_close(short, predict(["a red car", "sand"], CONTEXT), rtol=1e-4, atol=1e-5)
+    assert (short - predict(["a red sailboat", "sand"], TOKENS))[0].abs().max() > 1e-4
+
+
+def test_sizes_differ_in_depth_and_width():
+    small, large = (networks(SIZES[name], 100)[0] for name in ("small", "large"))
+    parameters = [sum(p.numel() for p in each.parameters()) for each in (small, large)]
+    assert parameters[1] > 4 * parameters[0]
+    assert small.config.sample_size == large.config.sample_size

@@ -1,0 +1,128 @@
+"""Trains the transformer of the embedded PixArt pipeline and its T5 text encoder, then exports the pipeline.
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/train_dit.py small --steps 8000  # on two CPU cores
+    python training/train_dit.py large --steps 20000 --precision bf16  # on a GPU
+
+Same scenes, same latents and same objective as the UNet's. The two sizes differ in nothing but depth and width.
+"""
+
+from __future__ import annotations
+
+import copy
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from data import Captioned, latents
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from loop import Batch, Task, arguments, first, train
+from noising import NOISE, Denoising, noised
+from pictures import COLUMNS, PROMPTS, samples
+from scenes import ROOT, load
+from torch import Generator, Tensor
+from train_unet import export, validation
+from train_vae import FOLDER as VAE_FOLDER
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+SEED = 20_261_125
+FOLDER = ROOT / "diffusion_features" / "embedded"
+#: Scenes of each set in a step that has them, and how many steps apart those are.
+BATCH, EVERY = {"small": 64, "large": 16}, {"small": 1, "large": 4}
+#: Longer than any caption of the world. What is padded is masked, so this changes nothing but the time of a step.
+TOKENS = 48
+CONTEXT = 120  # tokens that a PixArtAlphaPipeline pads to
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the transformer: its blocks, their heads of 32 channels, the learning rate."""
+
+    layers: int
+    heads: int
+    rate: float
+
+
+SIZES = {"small": Size(8, 4, 1e-3), "large": Size(12, 8, 5e-4)}
+
+
+class Masked(Denoising):
+    """The denoising of a transformer that is told which tokens are padding."""
+
+    def predict(self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None) -> Tensor:
+        """Return the predicted noise, [N, 4, h, w]."""
+        mask = (ids != 0).long()
+        text = self.text(ids, attention_mask=mask).last_hidden_state
+        none = {"resolution": None, "aspect_ratio": None}
+        predicted: Tensor = self.unet(noisy, text, t, none, encoder_attention_mask=mask).sample
+        return predicted
+
+
+def tokenizer(words: Iterable[str]) -> T5Tokenizer:
+    """Return a T5 tokenizer to which each of ``words`` is one token, and any other text pieces, down to letters."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    whole = [("▁" + word, -1.0) for word in sorted(words)]
+    letters = [(letter, -12.0) for letter in "▁" + string.ascii_lowercase + string.digits]
+    marks = [(mark, -2.0) for mark in string.punctuation]
+    return T5Tokenizer(vocab=[*special, *whole, *letters, *marks], extra_ids=0, model_max_length=CONTEXT)
+
+
+def networks(size: Size, tokens: int) -> tuple[PixArtTransformer2DModel, T5EncoderModel]:
+    """Return the untrained transformer and text encoder."""
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=size.heads, attention_head_dim=32, num_layers=size.layers, sample_size=32, patch_size=2,
+        in_channels=4, out_channels=4, cross_attention_dim=32 * size.heads, caption_channels=96,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    text = T5EncoderModel(T5Config(
+        vocab_size=tokens, d_model=96, d_kv=24, num_heads=4, d_ff=384, num_layers=2, feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    ))  # fmt: skip
+    return transformer, text
+
+
+def pipeline(module: Masked, words: T5Tokenizer, dtype: torch.dtype) -> PixArtAlphaPipeline:
+    """Return copies of the networks as a pipeline on the CPU."""
+    vae = AutoencoderKL.from_pretrained(VAE_FOLDER)
+    parts = [copy.deepcopy(each).eval().to("cpu", dtype) for each in (vae, module.text, module.unet)]
+    return PixArtAlphaPipeline(
+        vae=parts[0], text_encoder=parts[1], transformer=parts[2], tokenizer=words,
+        scheduler=DPMSolverMultistepScheduler(**NOISE),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Train from the command line."""
+    parser = arguments(__doc__)
+    parser.add_argument("size", choices=list(SIZES))
+    options = parser.parse_args()
+    size, name = SIZES[options.size], f"dit-{options.size}"
+    torch.manual_seed(SEED)
+    with first():
+        vae = AutoencoderKL.from_pretrained(VAE_FOLDER).eval()
+        found = {part: (latents(part, vae), load(part)[1]) for part in (*BATCH, "validation")}
+    captions = [text for _, scenes in found.values() for scene in scenes for text in scene]
+    words = tokenizer({word.strip(string.punctuation) for text in captions for word in text.lower().split()})
+    sets = {part: Captioned(*data, words, TOKENS) for part, data in found.items()}
+    module = Masked(*networks(size, len(words)))
+
+    def batches(step: int, share: float, generator: Generator) -> list[Batch]:
+        due = [part for part in BATCH if step % EVERY[part] == 0]
+        drawn = [sets[part].draw(round(BATCH[part] * share), generator) for part in due]
+        return [noised(x, ids, generator) for _, x, ids in drawn]
+
+    def measure() -> dict[str, float]:
+        # Binning would generate at 256 pixels, the smallest size that PixArt's own table has, and shrink the result.
+        pipe = pipeline(module, words, torch.float32)
+        page = samples(pipe, PROMPTS[:COLUMNS], steps=10, use_resolution_binning=False, clean_caption=False)
+        page.save(options.runs / f"{name}.png")
+        return validation(module, sets["validation"])
+
+    def publish() -> None:
+        export(pipeline(module, words, torch.float16), FOLDER / name)
+
+    train(Task(name, module, batches, measure, publish, SEED, size.rate), options)
+
+
+if __name__ == "__main__":
+    main()
