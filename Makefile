@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-DEMO := outputs/demo.png
+DEMO := outputs/demo
 
 .PHONY: install demo test test-full clean
 
@@ -13,12 +13,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-demo: install  ## features of a real photograph, as a picture
-	@mkdir -p $(dir $(DEMO))
+demo: install  ## features of a real photograph and of a drawn scene, as pictures
 	@begin=$$(date +%s) && \
 	photo=$$($(BIN)/python -c "import skimage.data as d; print(d.__path__[0] + '/chelsea.png')") && \
-	$(BIN)/diffusion-features visualize "$$photo" --model embedded --output $(DEMO) && \
-	echo "The picture is $(CURDIR)/$(DEMO); it took $$(( $$(date +%s) - begin )) s."
+	$(BIN)/diffusion-features scenes $(DEMO)/scenes --split test --count 1 && \
+	$(BIN)/diffusion-features visualize "$$photo" $(DEMO)/scenes/img_dir/test --model embedded --output $(DEMO) && \
+	echo "The pictures are $(CURDIR)/$(DEMO)/*.png; they took $$(( $$(date +%s) - begin )) s."
 
 test: install  ## style, types, tests
 	$(BIN)/ruff check .

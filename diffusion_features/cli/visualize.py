@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from . import options
@@ -116,13 +117,15 @@ def _chosen(ids: list[str], patterns: list[str]) -> list[str]:
 
 
 def _targets(output: Path, keys: list[str]) -> dict[str, Path]:
-    """The PNG of each image.
+    """The PNG of each image; two that differ only in how they end keep their ends.
 
     Raises:
         ValueError: one PNG is asked for, but there are several images.
     """
     if output.suffix.lower() != ".png" or output.is_dir():
-        return {key: output / f"{key}.png" for key in keys}
+        names = Counter(PurePath(key).with_suffix("") for key in keys)
+        bare = {key: PurePath(key).with_suffix("") for key in keys}
+        return {key: output / f"{bare[key] if names[bare[key]] == 1 else key}.png" for key in keys}
     if len(keys) > 1:
         raise ValueError(f"{len(keys)} images give a picture each: -o must be a folder, not {output}")
     return {keys[0]: output}
