@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .activations import Activation, UnknownActivation
+    from .attention_call import AttentionCall, LazyMap
     from .capturing import CaptureError, CFGPair, capture
     from .extractor import FeatureExtractor, FeatureInfo
     from .families import list_activations
@@ -22,11 +23,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Activation": "activations",
+    "AttentionCall": "attention_call",
     "CFGPair": "capturing",
     "CaptureError": "capturing",
     "FeatureExtractor": "extractor",
     "FeatureInfo": "extractor",
     "ImageError": "images",
+    "LazyMap": "attention_call",
     "LoadError": "loading",
     "UnknownActivation": "activations",
     "capture": "capturing",

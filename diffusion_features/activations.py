@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import Tensor
 
-Kind: TypeAlias = Literal["spatial", "text", "map"]
+Kind: TypeAlias = Literal["spatial", "text", "map", "module"]
 Tap: TypeAlias = Literal["input", "output", "attention"]
 Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, bool] | Sequence[str]"
 
@@ -33,7 +33,8 @@ class Activation:
     Attributes:
         id: its name in the papers' grammar, such as ``up-level1-repeat1-vit-block0-cross-q``.
         kind: decides the captured shape. ``spatial``: (B, channels, h, w). ``text``: (B, tokens, channels).
-            ``map``: (B, heads, queries, keys), softmax probabilities.
+            ``map``: (B, heads, queries, keys), softmax probabilities. ``module``: as a module returns it, of a denoiser
+            that has no family.
         module: dotted path of the hooked module inside the denoiser.
         tap: which of its tensors: its first ``input``, its ``output``, or the probabilities of its ``attention``.
         channels: channels of a spatial or text activation; number of query heads of a map.
@@ -113,7 +114,7 @@ def select(
         available: everything the denoiser has, in forward order.
         spec: an id, a glob, the name of a preset, the path of a JSON or YAML file with any of these, a list of them,
             or an id→bool mapping as the papers' configurations have it.
-        presets: name → list of ids.
+        presets: name → list of ids and globs.
 
     Raises:
         UnknownActivation: a part of ``spec`` names nothing; the message has the nearest names.
@@ -142,7 +143,7 @@ def _resolve(
     if name in by_id:
         return [by_id[name]]
     if name in presets:
-        return [by_id[i] if i in by_id else _unknown(i, by_id, presets) for i in presets[name]]
+        return [a for part in presets[name] for a in _resolve(part, available, presets, seen)]
     if Path(name).suffix.lower() in {".json", ".yaml", ".yml"}:
         if name in seen:
             raise ValueError(f"activation file {name} names itself")

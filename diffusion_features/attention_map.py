@@ -45,7 +45,7 @@ def attention_map(
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     absent = (rows < 0)[:, None, :, None].to(query.device) if isinstance(rows, Tensor) else None
-    mask = _as_bias(mask, query, key, is_causal)
+    mask = as_bias(mask, query, key, is_causal)
     if mask is not None and mask.shape[-2] == query.shape[-2]:
         mask = take(mask[(None,) * (4 - mask.ndim)], rows, -2)
     query = take(query, rows, -2)
@@ -83,7 +83,7 @@ def take(tensor: Tensor, positions: slice | Tensor, dim: int) -> Tensor:
     return torch.take_along_dim(tensor, index.clamp(min=0), dim).masked_fill(index < 0, 0)
 
 
-def _as_bias(mask: Tensor | None, query: Tensor, key: Tensor, is_causal: bool) -> Tensor | None:
+def as_bias(mask: Tensor | None, query: Tensor, key: Tensor, is_causal: bool) -> Tensor | None:
     """What to add to the scores: a boolean mask, or causality, becomes 0 where a key takes part and -∞ elsewhere."""
     if is_causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()

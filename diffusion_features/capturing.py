@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from .activations import Activation, Layout, Spec, select
+from .attention_call import AttentionCall, attention_call
 from .attention_map import attention_map, take
-from .families import family_of, list_activations, unwrap
+from .families import family_of, offered, unwrap
 
 BY_SDPA = {
     "AttnProcessor": AttnProcessor2_0,
@@ -57,6 +58,7 @@ def capture(
     grad: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    reduce: Callable[[str, Any], Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Capture activations while a denoiser runs: in a direct call, in training, or inside a pipeline's generation.
 
@@ -65,7 +67,8 @@ def capture(
     >>> features["mid-vit-block0-cross-q"].shape  # (B, C, h, w)
 
     Args:
-        denoiser: a diffusers denoiser; compiled, distributed and PEFT-wrapped ones too.
+        denoiser: a diffusers denoiser; compiled, distributed and PEFT-wrapped ones too. Of one that has no family (see
+            ``list_activations``), what its modules return can be captured, under their dotted paths.
         activations: an id, a glob, a file, a list of these, an id→bool mapping, or chosen ``Activation`` objects.
         stop_early: leave the denoiser, and the body of the ``with``, as soon as everything asked for is there.
         steps: 0-based calls of the denoiser to keep; the result is then ``{id: {call: tensor}}``. Without it the last
@@ -74,6 +77,9 @@ def capture(
         split_cfg: the batch is [unconditional; conditional]; every tensor becomes a ``CFGPair``.
         grad: keep the autograd graph; otherwise captures are detached.
         device, dtype: where to put captures as soon as they are made; by default as the model makes them.
+        reduce: called with each id and its tensor, while the denoiser runs; for a map with its ``AttentionCall``, and
+            no map is made. What it returns is kept instead. It is called without gradients and must not change what
+            it is given. ``heads``, ``split_cfg``, ``grad``, ``device`` and ``dtype`` do not apply.
 
     Yields:
         id → tensor, filled while the denoiser runs: (B, C, h, w), (B, tokens, C) for text-side ids, or
@@ -92,12 +98,12 @@ def capture(
     chosen = _chosen(inner, activations)
     recorder = _Recorder(
         inner, chosen, stop_early=stop_early, steps=steps, heads=heads, split_cfg=split_cfg, grad=grad,
-        device=device, dtype=dtype,
+        device=device, dtype=dtype, reduce=reduce,
     )  # fmt: skip
     if grad:
         _refuse_checkpointed_maps(inner, chosen)
     with ExitStack() as stack:
-        if _compiled(denoiser):
+        if _compiled(denoiser, inner, chosen):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for activation in chosen:
             if activation.tap == "attention":
@@ -115,7 +121,7 @@ def capture(
 def _chosen(denoiser: nn.Module, activations: Spec | list[Activation]) -> list[Activation]:
     if isinstance(activations, list) and activations and all(isinstance(a, Activation) for a in activations):
         return activations
-    return select(list_activations(denoiser), activations)  # type: ignore[arg-type]
+    return select(offered(denoiser), activations)  # type: ignore[arg-type]
 
 
 class _Stop(Exception):
@@ -141,13 +147,15 @@ class _Recorder:
         grad: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        reduce: Callable[[str, Any], Any] | None,
     ) -> None:
         if heads not in ("each", "mean"):
             raise ValueError(f"heads must be 'each' or 'mean', not {heads!r}")
         self.features: dict[str, Any] = {}
-        self.denoiser, self.family, self.chosen = denoiser, family_of(denoiser), chosen
+        self.denoiser, self.chosen = denoiser, chosen
         self.stop_early, self.steps, self.split_cfg, self.grad = stop_early, steps, split_cfg, grad
         self.head_mean, self.device, self.dtype = heads == "mean", device, dtype
+        self.reduce = reduce
         self.thread = threading.get_ident()
         self.call = -1
         self.running = False
@@ -214,9 +222,11 @@ class _Recorder:
             self.running = False
 
     def _note_layout(self, path: str) -> Callable[..., None]:
+        family = family_of(self.denoiser)
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.listening:
-                self.layouts[path] = self.family.layout(module, args, kwargs)
+                self.layouts[path] = family.layout(module, args, kwargs)
 
         return hook
 
@@ -224,6 +234,8 @@ class _Recorder:
         def use(output: Any) -> None:
             several = isinstance(output, tuple)
             tensor = output[activation.index] if several else getattr(output, "sample", output)
+            if not isinstance(tensor, Tensor):
+                raise CaptureError(f"{activation.id} returns a {type(tensor).__name__}, no tensor: name a part of it")
             self.record(activation, tensor[..., part] if part != slice(None) else tensor)
 
         return use
@@ -245,13 +257,19 @@ class _Recorder:
             tensor = take(tensor, layout.image if activation.kind == "spatial" else layout.text, -2)
         if layout and activation.kind == "spatial":
             tensor = tensor.transpose(1, 2).unflatten(2, layout.grid)
+        if self.reduce is not None:
+            self.keep_reduced(activation, tensor)
+            return
         if not self.grad:
             tensor = tensor.detach()
         tensor = tensor.to(device=self.device, dtype=self.dtype or tensor.dtype, copy=activation.kind != "map")
-        self._keep(activation.id, tensor.contiguous())
-        self.missing.discard(activation.id)
-        if self.stop_early and not self.missing and self._no_later_step():
-            raise _Stop(self)
+        self._keep(activation.id, self._halves(activation.id, tensor.contiguous()))
+
+    def keep_reduced(self, activation: Activation, found: Tensor | AttentionCall) -> None:
+        """Keep what ``reduce`` makes of something that was asked for."""
+        assert self.reduce is not None
+        with torch.no_grad():
+            self._keep(activation.id, self.reduce(activation.id, found))
 
     def part(self, activation: Activation) -> tuple[slice | Tensor, slice | Tensor]:
         """Queries and keys of a map: all of a layer of its own, a block of a joint one."""
@@ -262,16 +280,21 @@ class _Recorder:
         keys = layout.text if activation.role == "cross-map" else layout.image
         return queries, keys
 
-    def _keep(self, id: str, tensor: Tensor) -> None:
-        value: Any = tensor
-        if self.split_cfg:
-            if tensor.shape[0] % 2:
-                raise CaptureError(f"split_cfg needs an even batch of [uncond; cond]; {id} has {tensor.shape[0]}")
-            value = CFGPair(*tensor.chunk(2))
+    def _halves(self, id: str, tensor: Tensor) -> Tensor | CFGPair:
+        if not self.split_cfg:
+            return tensor
+        if tensor.shape[0] % 2:
+            raise CaptureError(f"split_cfg needs an even batch of [uncond; cond]; {id} has {tensor.shape[0]}")
+        return CFGPair(*tensor.chunk(2))
+
+    def _keep(self, id: str, value: Any) -> None:
         if self.steps is None:
             self.features[id] = value
         else:
             self.features.setdefault(id, {})[self.call] = value
+        self.missing.discard(id)
+        if self.stop_early and not self.missing and self._no_later_step():
+            raise _Stop(self)
 
     def _no_later_step(self) -> bool:
         return self.steps is None or self.call >= max(self.steps)
@@ -304,10 +327,23 @@ class _AttentionMode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and not self.seen:
-            self.seen = True
+        if func is not torch.nn.functional.scaled_dot_product_attention or self.seen:
+            return func(*args, **kwargs)
+        self.seen = True
+        if self.recorder.reduce is None:
             self._record(*args, **kwargs)
-        return func(*args, **kwargs)
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        self.recorder.keep_reduced(self.activation, self._call(output, *args, **kwargs))
+        return output
+
+    def _call(self, output: Tensor, *args: Any, **kwargs: Any) -> AttentionCall:
+        recorder, activation = self.recorder, self.activation
+        rows, columns = recorder.part(activation)
+        assert activation.layout is not None
+        grid = recorder.layouts[activation.layout].grid
+        module = recorder.denoiser.get_submodule(activation.module)
+        return attention_call(module, rows, columns, grid, output, *args, **kwargs)
 
     def _record(
         self,
@@ -339,10 +375,14 @@ def _resolve(denoiser: nn.Module, activation: Activation) -> tuple[nn.Module, sl
     if not (getattr(parent, "fused_projections", False) and name in ("to_q", "to_k", "to_v")):
         return denoiser.get_submodule(activation.module), slice(None)
     fused, names = (
-        (parent.to_kv, ["to_k", "to_v"]) if parent.is_cross_attention else (parent.to_qkv, ["to_q", "to_k", "to_v"])
+        (parent.to_kv, ["to_k", "to_v"])
+        if getattr(parent, "is_cross_attention", False)
+        else (parent.to_qkv, ["to_q", "to_k", "to_v"])
     )
     if name not in names:
         return getattr(parent, name), slice(None)
+    if activation.tap == "input":
+        return fused, slice(None)
     start = sum(getattr(parent, n).out_features for n in names[: names.index(name)])
     return fused, slice(start, start + getattr(parent, name).out_features)
 
@@ -363,18 +403,28 @@ def _sdpa_processor(attention: Any) -> Iterator[None]:
         attention.processor = own
 
 
-def _compiled(denoiser: nn.Module) -> bool:
-    """Whether torch.compile has any part of it: a hook added after compiling would never fire."""
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in denoiser.modules())
+def _compiled(denoiser: nn.Module, inner: nn.Module, chosen: list[Activation]) -> bool:
+    """Whether torch.compile has anything that holds a tap: a hook added after compiling would never fire there."""
+    around: Iterable[nn.Module]
+    if denoiser is inner:  # walking every module would take longer than all the hooks together
+        around = (inner.get_submodule(path) for path in {p for a in chosen for p in _prefixes(a.module)})
+    else:
+        around = denoiser.modules()
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in around)
+
+
+def _prefixes(path: str) -> list[str]:
+    """The paths from a denoiser, "", down to one of its modules."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) + 1)]
 
 
 def _refuse_checkpointed_maps(denoiser: nn.Module, chosen: list[Activation]) -> None:
     for activation in chosen:
-        parts = activation.module.split(".")
-        for n in range(len(parts)):
-            block = denoiser.get_submodule(".".join(parts[:n]))
+        for path in _prefixes(activation.module)[:-1]:
+            block = denoiser.get_submodule(path)
             if activation.kind == "map" and getattr(block, "gradient_checkpointing", False):
-                name = ".".join(parts[:n]) or "the denoiser"
+                name = path or "the denoiser"
                 raise CaptureError(
                     f"{activation.id} with gradients lies inside {name}, which is checkpointed; disable gradient "
                     "checkpointing there, or capture without grad"

@@ -11,15 +11,22 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
+from diffusers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
-from .activations import Kind, Spec, presets, select
+from .activations import Activation, Kind, Spec, presets, select
 from .attention import use_fast_attention
 from .capturing import capture
-from .families import family_of, list_activations, unwrap
+from .families import denoiser_classes, family_of, list_activations, unwrap
 from .images import Picture, as_tensor
 from .loading import load_pipeline, model_revision
-from .noising import Draw, add_noise, check_t, travel
+from .memory import advised
+from .modulating import discarded, is_block_output, runs, without
+from .noising import Draw, Predict, add_noise, check_t, travel
+from .suppression.applying import applied, asked
+from .suppression.spec import Spec as TechniqueSpec
+from .suppression.technique import Call, guided
+from .truncating import untruncated
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
@@ -46,7 +53,7 @@ class FeatureExtractor(nn.Module):
 
     Attributes:
         pipe: the diffusers pipeline.
-        available: everything that can be captured, in forward order.
+        available: everything the model has to capture, in forward order.
         activations: what a call captures when it does not say.
         model_id, revision: where the weights came from, if known.
     """
@@ -68,9 +75,11 @@ class FeatureExtractor(nn.Module):
             self.trained = self.denoiser.requires_grad_(True)
         self.owned, self.trainable = owned, trainable
         self.model_id, self.revision = model_id or str(pipe.config.get("_name_or_path", "")), revision
-        self.available = list_activations(inner)
+        loaded = list_activations(inner)
+        self.available = untruncated(inner) or loaded
+        self._loaded = [a.id for a in loaded]
         self.presets = presets(self.family.preset_model(inner, self.model_id))
-        self.activations = select(self.available, activations, self.presets)
+        self.activations = self._select(activations)
         self._prompts: dict[str, Any] = {}
         self._released = False
 
@@ -89,28 +98,35 @@ class FeatureExtractor(nn.Module):
         local_files_only: bool = False,
         trainable: bool = False,
         prompts: str | Sequence[str] | None = None,
+        quantization_config: PipelineQuantizationConfig | None = None,
     ) -> FeatureExtractor:
         """Load a pipeline that belongs to the extractor alone.
 
         Args:
             model: ``"embedded"``, a hub id, a folder in the diffusers format, or a single ``.safetensors`` file.
             activations: what calls capture by default: an id, a glob, a preset, a file, a list, an id→bool mapping.
+                A transformer is loaded only up to the deepest of them; ``"*"`` loads all of it. A UNet is loaded whole.
             revision, variant, local_files_only: as in diffusers.
             dtype: float32 on a CPU and float16 on a GPU if not given.
             device: a CUDA device if there is one.
             trainable: the denoiser becomes a submodule with gradients; otherwise everything is frozen.
             prompts: encode these now and release the text encoders; other prompts are then refused.
+            quantization_config: diffusers' own: which components are quantised as they are loaded, and how.
 
-        The VAE decoder is released at once. xformers is used where it is installed and works.
+        Offloading is diffusers' own too: load with ``device="cpu"``, then ``pipe.enable_model_cpu_offload()`` or
+        ``pipe.enable_group_offload(...)``.
+
+        The VAE decoder is not loaded. xformers is used where it is installed and works.
 
         Raises:
             LoadError: the model cannot be loaded; the message says why.
             UnknownActivation: ``activations`` names nothing in this model.
         """
         pipe = load_pipeline(
-            model, revision=revision, variant=variant, dtype=dtype, device=device, local_files_only=local_files_only
-        )
-        if getattr(pipe, "vae", None) is not None:
+            model, revision=revision, variant=variant, dtype=dtype, device=device, local_files_only=local_files_only,
+            activations=activations, quantization_config=quantization_config,
+        )  # fmt: skip
+        if getattr(pipe, "vae", None) is not None:  # a single file has brought it along
             pipe.vae.decoder = None
         extractor = cls(
             pipe, activations, owned=True, trainable=trainable, model_id=str(model), revision=model_revision(pipe)
@@ -140,7 +156,8 @@ class FeatureExtractor(nn.Module):
         """
         denoiser = getattr(self.pipe, "unet", None) or getattr(self.pipe, "transformer", None)
         if denoiser is None:
-            raise TypeError(f"{type(self.pipe).__name__} has no denoiser (neither unet nor transformer)")
+            name, known = type(self.pipe).__name__, ", ".join(denoiser_classes())
+            raise TypeError(f"{name} has no denoiser (neither unet nor transformer); known denoisers are {known}")
         return denoiser
 
     # Modules and locks cannot be copied or pickled; an extractor that does not hold them can.
@@ -191,11 +208,14 @@ class FeatureExtractor(nn.Module):
         size: int | tuple[int, int] | None = None,
         ensemble: int = 1,
         sample_posterior: bool = False,
+        modulate: bool = False,
+        discard: Sequence[int] = (),
         noise: Tensor | None = None,
         latents: Tensor | None = None,
         invert: bool = False,
         denoise_from: int | None = None,
         solver_steps: int = 10,
+        suppress: TechniqueSpec | Sequence[TechniqueSpec] = (),
         heads: Literal["each", "mean"] = "each",
         output_device: torch.device | str | None = None,
         output_dtype: torch.dtype | None = None,
@@ -213,10 +233,16 @@ class FeatureExtractor(nn.Module):
             size: resize images to this (height, width) or square side first.
             ensemble: average the features over this many draws of noise.
             sample_posterior: sample the VAE posterior as the papers do, instead of taking its mean.
+            modulate: give block outputs of transformers (``vit-block…-out``) as the next block reads them, behind its
+                adaptive layer norm: y = (1+γ)·LN(x) + β, see ``modulating``. Other activations stay as they are.
+            discard: channels of block outputs that are set to zero, before they are modulated if they are; for Flux.1
+                (154, 1446) (arXiv 2505.18584). With ``modulate``, each block costs a run of the denoiser of its own.
             noise: (B, c, h, w) to use instead of drawing.
             latents: (B, c, h, w) clean, scaled latents to use instead of encoding images.
             invert: reach t by DDIM inversion of the clean latents in ``solver_steps`` steps, without drawn noise.
             denoise_from: add noise at this higher timestep and denoise to t in ``solver_steps`` DDIM steps.
+            suppress: techniques against content shift, such as ``ControlNet`` or ``LoRA``, see ``suppression``; in any
+                order, or as configurations. The model is as it was before, bit for bit, when the call is done.
             heads: ``mean`` averages maps over heads, to (B, 1, queries, keys).
             output_device, output_dtype: where captures go as soon as they are made.
 
@@ -225,10 +251,15 @@ class FeatureExtractor(nn.Module):
             Detached, unless the extractor is trainable.
 
         Raises:
-            ValueError: sizes, counts or timesteps that do not fit; the message says what would.
+            UnknownActivation: ``activations`` names nothing in this model.
+            ValueError: sizes, counts or timesteps that do not fit, or an activation beyond what was loaded; the message
+                says what would fit.
             FloatingPointError: an activation has infinite or undefined values; the message names it and the remedy.
         """
-        chosen = self.activations if activations is None else select(self.available, activations, self.presets)
+        chosen = self.activations if activations is None else self._select(activations)
+        together, apart = runs(unwrap(self.denoiser), chosen, self.available, self._loaded, modulate, discard)
+        call = asked(suppress, Call(images, prompt, t, denoise_from, solver_steps, size=size, multiple=self.multiple))
+        denoise_from, solver_steps = call.denoise_from, call.solver_steps
         levels = self._levels(t, denoise_from)
         if invert and (denoise_from is not None or noise is not None or ensemble != 1):
             raise ValueError("invert draws no noise: it does not go with denoise_from, noise or ensemble")
@@ -237,30 +268,43 @@ class FeatureExtractor(nn.Module):
         if solver_steps < 1:
             raise ValueError("solver_steps must be at least 1")
 
-        with self._lock, torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+        grad = self.trainable and torch.is_grad_enabled()
+        with self._lock, advised(), torch.set_grad_enabled(grad), applied(self, call):
             clean, pixels = self._clean(images, size, latents, seed if sample_posterior else None)
-            conditions = self._conditions(prompt, len(clean))
 
-            def run(x: Tensor, level: int) -> Tensor:
-                return self.family.denoise(self.pipe, x, level, conditions, pixels)
+            def told(prompts: str | Sequence[str]) -> Predict:
+                conditions = self._conditions(prompts, len(clean))
+                return lambda x, level: self.family.denoise(self.pipe, x, level, conditions, pixels)
+
+            run = told(call.prompts)
+            step = run if call.guidance == 1 else guided(run, told(call.negative), call.guidance)
 
             def noisy(eps: Tensor, level: int) -> Tensor:
                 scheduler = self.pipe.scheduler
                 if invert:
-                    return travel(clean, 0, level, solver_steps, run, scheduler)
+                    return travel(clean, 0, level, solver_steps, step, scheduler)
                 if denoise_from is None:
                     return add_noise(clean, eps, level, scheduler)
                 return travel(
-                    add_noise(clean, eps, denoise_from, scheduler), denoise_from, level, solver_steps, run, scheduler
+                    add_noise(clean, eps, denoise_from, scheduler), denoise_from, level, solver_steps, step, scheduler
                 )
+
+            def captured(x: Tensor, level: int, wanted: list[Activation]) -> dict[str, Tensor]:
+                with capture(
+                    self.denoiser, wanted, stop_early=True, heads=heads, grad=torch.is_grad_enabled(),
+                    device=output_device, dtype=output_dtype,
+                ) as features:  # fmt: skip
+                    run(x, level)
+                return features
 
             def features_at(eps: Tensor, level: int) -> dict[str, Tensor]:
                 latents_t = noisy(eps, level)
-                with capture(
-                    self.denoiser, chosen, stop_early=True, heads=heads, grad=torch.is_grad_enabled(),
-                    device=output_device, dtype=output_dtype,
-                ) as features:  # fmt: skip
-                    run(latents_t, level)
+                features = captured(latents_t, level, together) if together else {}
+                for activation in apart:
+                    with discarded(unwrap(self.denoiser), activation, discard):
+                        features |= captured(latents_t, level, [activation])
+                if discard and not modulate:
+                    features |= {a.id: without(features[a.id], discard, 1) for a in chosen if is_block_output(a)}
                 _check_finite(features)
                 return {a.id: features[a.id] for a in chosen}
 
@@ -269,6 +313,45 @@ class FeatureExtractor(nn.Module):
         if _is_single(t):
             return found[0]
         return {id: torch.stack([f[id] for f in found], dim=1) for id in found[0]}
+
+    def stream(
+        self,
+        images: Picture | Sequence[Picture],
+        reduce: Callable[[str, Any], Any],
+        prompt: str | Sequence[str] = "",
+        *,
+        t: int = 50,
+        seed: int | Sequence[int] = 0,
+        activations: Spec | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """As a call, but each activation is handed to ``reduce`` as it comes, and only what that returns is kept.
+
+        An attention map comes as an ``AttentionCall``, and is not made: see ``capture``.
+
+        Returns:
+            id → what ``reduce(id, tensor or call)`` returned.
+        """
+        chosen = self.activations if activations is None else self._select(activations)
+        (level,) = self._levels(t, None)
+        with self._lock, advised(), torch.no_grad():
+            clean, pixels = self._clean(images, size, None, None)
+            conditions = self._conditions(prompt, len(clean))
+            (noise,) = self._draws(clean, seed, 1, None)
+            noisy = add_noise(clean, noise, level, self.pipe.scheduler)
+            with capture(self.denoiser, chosen, stop_early=True, reduce=reduce) as kept:
+                self.family.denoise(self.pipe, noisy, level, conditions, pixels)
+        return kept
+
+    def _select(self, spec: Spec) -> list[Activation]:
+        chosen = select(self.available, spec, self.presets)
+        loaded = set(self._loaded)
+        if beyond := [a.id for a in chosen if a.id not in loaded]:
+            raise ValueError(
+                f"{beyond[-1]} was not loaded: this model was loaded only up to {self._loaded[-1]}. Name it, or '*', "
+                "among the activations of from_pretrained"
+            )
+        return chosen
 
     def _levels(self, t: int | Sequence[int], denoise_from: int | None) -> list[int]:
         wanted: Any = [t] if _is_single(t) else t
@@ -288,16 +371,25 @@ class FeatureExtractor(nn.Module):
     ) -> tuple[Tensor, tuple[int, int]]:
         """Clean latents (B, c, h, w) on the denoiser's device, and the (height, width) of the images in pixels."""
         if latents is not None:
-            if latents.ndim != 4:
-                raise ValueError(f"latents must have shape (B, c, h, w), not {tuple(latents.shape)}")
-            cell = self.family.pixels_per_cell(self.pipe)
-            latents = latents.to(device=self.device, dtype=self.dtype)
-            return latents, (latents.shape[-2] * cell, latents.shape[-1] * cell)
+            return self._given(latents)
         if images is None:
             raise ValueError("give images, or latents to use instead")
         pixels = as_tensor(images, size=size, multiple=self.multiple).to(self.device)
         draw = None if posterior_seed is None else Draw(posterior_seed, len(pixels), stream=1)
         return self.family.encode_images(self.pipe, pixels, draw), (pixels.shape[-2], pixels.shape[-1])
+
+    def _given(self, latents: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The caller's latents on the denoiser's device, and the (height, width) in pixels of images that have them."""
+        if latents.ndim != 4:
+            raise ValueError(f"latents must have shape (B, c, h, w), not {tuple(latents.shape)}")
+        cell = self.family.pixels_per_latent(self.pipe)
+        height, width = (side * cell for side in latents.shape[-2:])
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"latents are {tuple(latents.shape[-2:])} cells; for this model each side must be a multiple of "
+                f"{self.multiple // cell}"
+            )
+        return latents.to(device=self.device, dtype=self.dtype), (height, width)
 
     def _draws(self, clean: Tensor, seed: int | Sequence[int], ensemble: int, noise: Tensor | None) -> list[Tensor]:
         """The noises to use, each (B, c, h, w)."""

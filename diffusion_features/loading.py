@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from huggingface_hub import constants, hf_hub_download, model_info, resolve_revision, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -34,6 +34,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
+
+from .activations import Spec, presets, select
+from .families import denoiser_classes, family_of, list_activations, refusal
+from .memory import sizes_of, too_large
+from .truncating import blocks_of, load_part, mark_truncated, outline, unneeded_blocks
 
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -61,6 +66,8 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     local_files_only: bool = False,
+    activations: Spec | None = None,
+    quantization_config: PipelineQuantizationConfig | None = None,
 ) -> DiffusionPipeline:
     """Loads a text-to-image pipeline, frozen, in eval mode, on a device.
 
@@ -72,9 +79,14 @@ def load_pipeline(
         dtype: of the weights; None means float16 on CUDA and float32 elsewhere.
         device: None means CUDA if there is one, else the CPU.
         local_files_only: never ask the hub, use what an earlier download left in the cache.
+        activations: load a transformer only up to the deepest of these, and no VAE decoder. A UNet is loaded whole:
+            most of it is needed for nearly every activation. So is what comes from a single file.
+        quantization_config: diffusers' own: which components are quantised as they are loaded, and how.
 
     Raises:
-        LoadError: nothing loadable under that name, or the hub did not deliver it; the message says which.
+        LoadError: nothing loadable under that name, the hub did not deliver it, or it needs more memory than the device
+            has free; the message says which.
+        UnknownActivation: ``activations`` names nothing in this model, where it is read before the weights are.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
@@ -84,10 +96,14 @@ def load_pipeline(
     if isinstance(source, Path) and source.is_file():
         if variant is not None:
             raise LoadError(f"variant={variant!r} was given, but {source} is a single file and has no variants.")
+        if quantization_config is not None:
+            raise LoadError(f"{source} is a single file, which diffusers does not quantise; load a folder or hub id.")
         pipe = _from_file(source, dtype, local_files_only)
     else:
         folder = source if isinstance(source, Path) else _download(source, revision, variant, local_files_only)
-        pipe = _from_folder(folder, variant, dtype)
+        options = _Options(variant, dtype, quantization_config)
+        parts = {} if activations is None else _parts(folder, os.fspath(model), activations, options, device)
+        pipe = _from_folder(folder, options, parts)
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
             module.requires_grad_(False).eval()
@@ -169,14 +185,90 @@ def _download(repo: str, revision: str | None, variant: str | None, local_files_
             raise LoadError(reason) from error
 
 
-def _from_folder(folder: Path, variant: str | None, dtype: torch.dtype) -> DiffusionPipeline:
-    """Loads a folder in diffusers format."""
+class _Options(NamedTuple):
+    """How the components of a folder are loaded."""
+
+    variant: str | None
+    dtype: torch.dtype
+    quantization_config: PipelineQuantizationConfig | None
+
+    def of_pipeline(self) -> dict[str, Any]:
+        """Arguments of a pipeline's ``from_pretrained``."""
+        return {**self._asdict(), "use_safetensors": True}
+
+    def of_part(self, folder: Path, part: str) -> dict[str, Any]:
+        """Arguments of a component's ``from_pretrained``."""
+        variant = self.variant_of(folder / part)
+        quantization = self.quantization_config and self.quantization_config._resolve_quant_config(True, part)
+        return self._replace(variant=variant, quantization_config=quantization).of_pipeline()
+
+    def variant_of(self, part: Path) -> str | None:
+        """The variant of a component: a pipeline may have it of some components only."""
+        offered = self.variant is not None and any(_variant(path.name) == self.variant for path in part.iterdir())
+        return self.variant if offered else None
+
+
+def _from_folder(folder: Path, options: _Options, parts: dict[str, Any]) -> DiffusionPipeline:
+    """Loads a folder in diffusers format, but for the parts that are there already."""
     pipeline_class = _pipeline_class(folder, str(folder))
+    with _plain_folder_errors(folder, options.variant):
+        return pipeline_class.from_pretrained(folder, **options.of_pipeline(), **_left_out(pipeline_class), **parts)
+
+
+def _parts(
+    folder: Path, name: str, activations: Spec, options: _Options, device: torch.device
+) -> dict[str, torch.nn.Module]:
+    """Those components of a folder that are loaded only in part: a transformer, and the VAE."""
+    _pipeline_class(folder, str(folder))  # says what is wrong with the folder, if anything is
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    classes = {
+        part: getattr(diffusers, index[part][1])
+        for part in ("transformer", "vae")
+        if index.get(part, [None])[0] == "diffusers" and hasattr(diffusers, index[part][1])
+    }
+    without = {"vae": ["decoder"]} if "vae" in classes else {}
+    with _plain_folder_errors(folder, options.variant):
+        whole = outline(classes["transformer"], folder / "transformer") if "transformer" in classes else None
+    if whole is not None:
+        known = presets(family_of(whole).preset_model(whole, name))
+        without["transformer"] = unneeded_blocks(whole, select(list_activations(whole), activations, known))
+    if options.quantization_config is None:
+        blocks = [] if whole is None else [b for b in blocks_of(whole) if b not in without["transformer"]]
+        with _plain_folder_errors(folder, options.variant):
+            reason = too_large(_tensors(folder, index, without, options, device), blocks, options.dtype, device)
+        if reason:
+            raise LoadError(f"{name} does not fit: {reason}")
+    with _plain_folder_errors(folder, options.variant):
+        parts = {
+            part: load_part(classes[part], folder / part, paths, **options.of_part(folder, part))
+            for part, paths in without.items()
+        }
+    if whole is not None and without["transformer"]:
+        mark_truncated(parts["transformer"], whole)
+    return parts
+
+
+def _tensors(
+    folder: Path, index: dict[str, Any], without: dict[str, list[str]], options: _Options, device: torch.device
+) -> dict[str, dict[str, int]]:
+    """Component → the tensors of it that loading needs memory for, and how many elements each has."""
+    parts: dict[str, dict[str, int]] = {}
+    for part in (part for part in index if part not in NOT_NEEDED and (folder / part).is_dir()):
+        variant = options.variant_of(folder / part)
+        files = [path for path in (folder / part).glob("*.safetensors") if _variant(path.name) == variant]
+        left_out = tuple(f"{path}." for path in without.get(part, ()))
+        sizes = sizes_of(files, options.dtype, device)
+        sizes = {name: n for name, n in sizes.items() if not name.startswith(left_out)}
+        parts |= {part: sizes} if sizes else {}
+    return parts
+
+
+@contextmanager
+def _plain_folder_errors(folder: Path, variant: str | None) -> Iterator[None]:
+    """Turns what diffusers raises over a folder into a `LoadError` with a plain sentence; shows no progress bars."""
     try:
         with _no_component_bars():
-            return pipeline_class.from_pretrained(
-                folder, variant=variant, dtype=dtype, use_safetensors=True, **_left_out(pipeline_class)
-            )
+            yield
     except (ValueError, OSError, SafetensorError) as error:
         files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         reason = _what_is_missing(str(folder), files, variant)
@@ -245,7 +337,8 @@ def _pipeline_class(folder: Path, name: str) -> type[DiffusionPipeline]:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise LoadError(f"{folder} is no pipeline in diffusers format: it has no {INDEX}; found: {found}.")
     try:
-        class_name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        class_name = content["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise LoadError(f"{index} is damaged: it names no pipeline class.") from error
     with _no_import_notices():
@@ -254,6 +347,9 @@ def _pipeline_class(folder: Path, name: str) -> type[DiffusionPipeline]:
             raise LoadError(f"{name} needs the pipeline class {class_name}, which diffusers does not have.")
         if not _is_text_to_image(found_class):
             raise LoadError(f"{name} is a {class_name}: not a text-to-image model.")
+    denoiser = next((content[part][1] for part in ("unet", "transformer") if content.get(part)), None)
+    if denoiser is not None and denoiser not in denoiser_classes():
+        raise LoadError(f"{name} cannot be loaded: {refusal(denoiser)}.")
     return found_class
 
 
@@ -284,11 +380,17 @@ def _weights(files: Iterable[str], suffixes: tuple[str, ...] = (".safetensors",)
     return [file for file in in_components if file.endswith(suffixes)]
 
 
+def _variant(file: str) -> str | None:
+    """The variant in the name of a weights file, such as ``fp16``."""
+    match = re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", file)
+    return match[1] if match else None
+
+
 def _what_is_missing(name: str, files: Sequence[str], variant: str | None) -> str | None:
     """Why weights could not be chosen among a pipeline's files, told by their names; None if they could."""
     weights = _weights(files)
-    found = [re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", file) for file in weights]
-    variants = sorted({match[1] for match in found if match})
+    found = [_variant(file) for file in weights]
+    variants = sorted({name for name in found if name})
     if not weights and _weights(files, PICKLES):
         return (
             f"{name} offers its weights only as pickles, and opening a pickle can run any code hidden in it. "

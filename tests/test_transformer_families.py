@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusion_features import FeatureExtractor, capture, list_activations
 from diffusion_features.activations import spans
 from diffusion_features.attention_map import attention_map
+from diffusion_features.truncating import blocks_of
 from tests.released import digest, reproducible, seeded
 from tests.tiny_dits import PIPELINES, build
 
@@ -124,7 +125,7 @@ def test_maps_are_blocks_of_the_softmax_of_what_attention_was_called_with(pipe, 
         layers.setdefault(a.module, []).append((id, tensor))
     text_encoder_calls = len(every["calls"]) - len(layers)
     calls = every["calls"][text_encoder_calls:]
-    tokens = every["plain"][next(i for i in every["plain"] if i.endswith("-out"))].shape[-2:].numel()
+    tokens = tokens_of(every)
     for (query, key, mask), found in zip(calls, layers.values(), strict=True):
         scores = query.double() @ key.double().mT / query.shape[-1] ** 0.5
         whole = (scores if mask is None else scores + mask.double()).softmax(-1)
@@ -148,6 +149,63 @@ def test_maps_are_blocks_of_the_softmax_of_what_attention_was_called_with(pipe, 
                 assert (total < 1).all()  # the rest is on registers and padding
             else:
                 assert torch.allclose(total, torch.ones(1), atol=1e-5)
+
+
+def test_projections_are_recomputed_from_their_weights(pipe, image, every):
+    """q, k and v of image and text tokens, in float64, from what goes into the layers that are named for them."""
+    transformer = pipe.transformer
+    inputs, handles, tokens = {}, [], tokens_of(every)
+    for path, module in transformer.named_modules():
+        if path.rsplit(".", 1)[-1] in PROJECTIONS:
+            handles.append(module.register_forward_pre_hook(lambda m, args, path=path: inputs.update({path: args[0]})))
+    every["fx"](image, "a photo of a cat", t=300, activations=[last(transformer)])
+    for handle in handles:
+        handle.remove()
+    checked = 0
+    for id, tensor in every["plain"].items():
+        parts, name = id.split("-"), id.rsplit("-", 1)[-1]
+        if name not in ("q", "k", "v"):
+            continue
+        layers = [path for path in inputs if path.startswith(block_path(transformer, parts[1]))]
+        path, part = projection(layers, parts[2:-1], name)
+        layer = transformer.get_submodule(path)
+        bias = None if layer.bias is None else layer.bias.double()
+        made = F.linear(inputs[path].double(), layer.weight.double(), bias)
+        if part is not None:
+            made = made.unflatten(-1, (-1, tensor.shape[2 if tensor.ndim == 3 else 1]))[..., part, :]
+        own = made.shape[1] in (tokens, tensor.shape[1])  # a stream of its own, of image or text
+        image_at, text_at = positions(pipe, made.shape[1] + (tokens if "add_" in path else 0), tokens)
+        made = made if own else made[:, text_at if tensor.ndim == 3 else image_at]
+        made = made if tensor.ndim == 3 else made.mT.unflatten(2, tensor.shape[2:])
+        assert torch.allclose(tensor.double(), made, atol=1e-5), id
+        checked += 1
+    assert checked >= 3 * len(blocks_of(transformer))
+
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_qkv_mlp_proj")
+
+
+def block_path(transformer, name):
+    """``block3`` → the path of the fourth of all blocks, and a dot."""
+    return blocks_of(transformer)[int(name.removeprefix("block"))] + "."
+
+
+def projection(layers, middle, name):
+    """The layer of a block that makes ``name``, and for a fused one which part of its output that is."""
+    kind = middle[0] if middle else "joint"
+    fused = [path for path in layers if path.endswith("to_qkv_mlp_proj")]
+    if fused:
+        return fused[0], "qkv".index(name)
+    added = [path for path in layers if path.endswith(f"add_{name}_proj")]
+    if kind == "cross" and added:
+        return added[0], None
+    plain = [path for path in layers if path.endswith(f"to_{name}")]
+    second = kind == "second" or (kind == "cross" and len(plain) > 1)
+    return plain[1 if second else 0], None
+
+
+def tokens_of(every):
+    return every["plain"][next(i for i in every["plain"] if i.endswith("-out"))].shape[-2:].numel()
 
 
 def test_denoiser_output_is_unchanged_and_the_input_is_the_documented_mixture(pipe, image, every):
@@ -246,6 +304,30 @@ def test_batch_with_prompts_of_its_own_equals_single_runs(pipe, image, every):
         assert torch.allclose(batch[id][1:][own], tensor, atol=1e-4, rtol=1e-4), id
         batch[id][1:][own] = 0
         assert not batch[id][1:].any(), id
+
+
+def test_latents_of_another_size_than_any_image(pipe, image, every):
+    """Given as the VAE makes them, they are what the image would have been; the size told follows them."""
+    fx = every["fx"]
+    with torch.no_grad():
+        clean = fx.family.encode_images(pipe, image, None)
+    ids = [last(pipe.transformer)]
+    options = dict(prompt="a photo of a cat", t=300, seed=1, activations=ids)
+    with calls_of(pipe.transformer) as calls:
+        expected = fx(image, **options)
+        found = fx(None, latents=clean, **options)
+        fx(None, latents=clean.mT[:, :, : clean.shape[3] * 2 // 3], **options)  # as many rows as columns
+    assert torch.equal(found[ids[0]], expected[ids[0]])
+    for a, b in zip(_tensors(list(calls[0].values())), _tensors(list(calls[1].values())), strict=True):
+        assert torch.equal(a, b)
+    added = calls[2].get("added_cond_kwargs") or {}
+    if added.get("resolution") is not None:
+        assert added["resolution"].tolist() == [[HEIGHT, HEIGHT]] and added["aspect_ratio"].tolist() == [[1.0]]
+    if "image_meta_size" in calls[2]:
+        assert calls[2]["image_meta_size"].tolist() == [[HEIGHT, HEIGHT, HEIGHT, HEIGHT, 0, 0]]
+    if fx.multiple > fx.family.pixels_per_latent(pipe):
+        with pytest.raises(ValueError, match=r"each side must be a multiple of 2"):
+            fx(None, latents=clean[..., 1:], **options)
 
 
 def test_prompts_longer_than_the_context_are_refused(pipe, image, every):

@@ -4,14 +4,21 @@ A family module offers:
 
     DENOISERS: tuple[str, ...]
         class names of the denoisers it knows
+    BLOCKS: tuple[str, ...]
+        the denoiser's lists of blocks, in forward order; left out where what runs last is needed first, as in a UNet,
+        and the denoiser is then loaded whole
+    ADAPTIVE_NORM: bool
+        True if what a block's attention reads is the block before, behind a norm that the timestep scales; may be left
+        out
     list_activations(denoiser) -> list[Activation]
         all there is to capture, in forward order
     layout(module, args, kwargs) -> Layout
         where tokens stand, read from the call of the module an ``Activation.layout`` names
     preset_model(denoiser, name) -> str | None
         which file of ``configs/activations`` is about this model
-    pixels_per_cell(pipe) -> int, multiple(pipe) -> int
-        image pixels in one denoiser cell; what image sides must be multiples of
+    pixels_per_cell(pipe) -> int, pixels_per_latent(pipe) -> int, multiple(pipe) -> int
+        image pixels along a side of a denoiser cell, and of a cell of the latents that ``encode_images`` makes; what
+        image sides must be multiples of
     encode_prompts(pipe, prompts) -> list[Conditions]
         one entry a prompt, tensors without a batch axis
     encode_images(pipe, images, draw) -> Tensor
@@ -62,8 +69,20 @@ def family_of(denoiser: nn.Module) -> ModuleType:
     for family in _families():
         if name in family.DENOISERS:
             return family
-    known = ", ".join(sorted(d for family in _families() for d in family.DENOISERS))
-    raise TypeError(f"{name} is not a denoiser this library knows; known are {known}")
+    raise TypeError(refusal(name))
+
+
+def denoiser_classes() -> list[str]:
+    """Names of the denoiser classes that have a family."""
+    return sorted(name for family in _families() for name in family.DENOISERS)
+
+
+def refusal(name: str) -> str:
+    """What to say of a denoiser class that has no family."""
+    return (
+        f"{name} is not a denoiser this library knows; known are {', '.join(denoiser_classes())}. What its modules "
+        "return can still be captured: give capture the denoiser, and dotted paths of its modules as the activations"
+    )
 
 
 def list_activations(denoiser: nn.Module) -> list[Activation]:
@@ -77,3 +96,11 @@ def list_activations(denoiser: nn.Module) -> list[Activation]:
     """
     inner = unwrap(denoiser)
     return family_of(inner).list_activations(inner)
+
+
+def offered(denoiser: nn.Module) -> list[Activation]:
+    """What ``capture`` takes: ``list_activations``; or, of a denoiser that has no family, the output of every module,
+    as it is, under the module's dotted path. How many channels that has shows when the denoiser runs: it says 0."""
+    if type(denoiser).__name__ in denoiser_classes():
+        return list_activations(denoiser)
+    return [Activation(path, "module", path, "output", 0, None) for path, _ in denoiser.named_modules() if path]

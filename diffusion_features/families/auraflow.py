@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout
-from . import _latents
+from . import _latents, _patches
 from ._walk import Found, found, joint_maps, named
 
 DENOISERS = ("AuraFlowTransformer2DModel",)
+BLOCKS = ("joint_transformer_blocks", "single_transformer_blocks")
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -51,7 +53,7 @@ def layout(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> L
     latents = args[0] if args else kwargs["hidden_states"]
     text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
     patch, registers = transformer.config.patch_size, transformer.register_tokens.shape[1]
-    h, w = latents.shape[-2] // patch, latents.shape[-1] // patch
+    h, w = _patches.grid(latents, patch)
     start = registers + text.shape[1]
     return Layout((h, w), image=slice(start, None), text=slice(registers, start))
 
@@ -67,12 +69,8 @@ class Conditions:
     text: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    return int(pipe.vae_scale_factor)
-
-
-def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe) * int(pipe.transformer.config.patch_size)
+pixels_per_cell = pixels_per_latent = _patches.pixels_per_latent
+multiple = _patches.multiple
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout
-from . import _latents
+from . import _latents, _patches
 from ._walk import Found, found, inner, joint_maps, named
 
 DENOISERS = ("FluxTransformer2DModel",)
+BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -57,9 +59,8 @@ def layout(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """The latents come as a sequence of patches; their rows and columns are in ``img_ids`` alone."""
     ids = args[4] if len(args) > 4 else kwargs["img_ids"]
     text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
-    h, w = (int(ids[..., axis].max() - ids[..., axis].min()) + 1 for axis in (1, 2))
     length = text.shape[1]
-    return Layout((h, w), image=slice(length, None), text=slice(0, length))
+    return Layout(_patches.packed_grid(ids), image=slice(length, None), text=slice(0, length))
 
 
 def preset_model(transformer: nn.Module, name: str) -> str | None:
@@ -74,13 +75,8 @@ class Conditions:
     pooled: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    """Image pixels along a side of a token: the latents are packed two by two before the denoiser."""
-    return int(pipe.vae_scale_factor) * 2
-
-
-def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe)
+pixels_per_cell = multiple = _patches.pixels_per_token
+pixels_per_latent = _patches.pixels_per_latent
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:

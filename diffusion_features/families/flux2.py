@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout
-from . import _latents
+from . import _latents, _patches
 from ._walk import Found, found, joint_maps, named
 
 DENOISERS = ("Flux2Transformer2DModel",)
+BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -64,9 +66,8 @@ def layout(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """The latents come as a sequence of patches; their rows and columns are in ``img_ids`` alone."""
     ids = args[3] if len(args) > 3 else kwargs["img_ids"]
     text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
-    h, w = (int(ids[..., axis].max() - ids[..., axis].min()) + 1 for axis in (1, 2))
     length = text.shape[1]
-    return Layout((h, w), image=slice(length, None), text=slice(0, length))
+    return Layout(_patches.packed_grid(ids), image=slice(length, None), text=slice(0, length))
 
 
 def preset_model(transformer: nn.Module, name: str) -> str | None:
@@ -80,13 +81,7 @@ class Conditions:
     text: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    """Image pixels along a side of a token: the latents are packed two by two."""
-    return int(pipe.vae_scale_factor) * 2
-
-
-def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe)
+pixels_per_cell = pixels_per_latent = multiple = _patches.pixels_per_token  # its latents are packed as they are encoded
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:

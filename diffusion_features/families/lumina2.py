@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout, spans
-from . import _latents
+from . import _latents, _patches
 from ._walk import Found, found, joint_maps, named
 
 DENOISERS = ("Lumina2Transformer2DModel",)
+BLOCKS = ("layers",)
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -43,8 +45,7 @@ def layout(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> L
     """The grid is that of the latents, divided into patches; its tokens follow as many of the text as its mask has."""
     latents = args[0] if args else kwargs["hidden_states"]
     mask = args[3] if len(args) > 3 else kwargs["encoder_attention_mask"]
-    patch = transformer.config.patch_size
-    h, w = latents.shape[-2] // patch, latents.shape[-1] // patch
+    h, w = _patches.grid(latents, transformer.config.patch_size)
     lengths = mask.sum(dim=1).tolist()
     rows = len(lengths)
     return Layout((h, w), image=spans(lengths, [h * w] * rows), text=spans([0] * rows, lengths))
@@ -65,12 +66,8 @@ class Conditions:
     mask: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    return int(pipe.vae_scale_factor)
-
-
-def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe) * int(pipe.transformer.config.patch_size)
+pixels_per_cell = pixels_per_latent = _patches.pixels_per_latent
+multiple = _patches.multiple
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:

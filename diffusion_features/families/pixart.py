@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout
-from . import _latents
+from . import _latents, _patches
 from ._walk import block, named
 
 DENOISERS = ("PixArtTransformer2DModel",)
+BLOCKS = ("transformer_blocks",)
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -29,8 +31,7 @@ def list_activations(transformer: Any) -> list[Activation]:
 def layout(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
     """The grid is that of the latents, divided into patches."""
     latents = args[0] if args else kwargs["hidden_states"]
-    patch = transformer.config.patch_size
-    return Layout((latents.shape[-2] // patch, latents.shape[-1] // patch))
+    return Layout(_patches.grid(latents, transformer.config.patch_size))
 
 
 def preset_model(transformer: nn.Module, name: str) -> str | None:
@@ -45,12 +46,8 @@ class Conditions:
     mask: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    return int(pipe.vae_scale_factor)
-
-
-def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe) * int(pipe.transformer.config.patch_size)
+pixels_per_cell = pixels_per_latent = _patches.pixels_per_latent
+multiple = _patches.multiple
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:

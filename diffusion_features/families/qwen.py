@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout, spans
-from . import _latents
+from . import _latents, _patches
 from ._walk import Found, found, joint_maps, named
 
 DENOISERS = ("QwenImageTransformer2DModel",)
+BLOCKS = ("transformer_blocks",)
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -59,13 +61,8 @@ class Conditions:
     text: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    """Image pixels along a side of a token: the latents are packed two by two before the denoiser."""
-    return int(pipe.vae_scale_factor) * 2
-
-
-def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe)
+pixels_per_cell = multiple = _patches.pixels_per_token
+pixels_per_latent = _patches.pixels_per_latent
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout
-from . import _latents
+from . import _latents, _patches
 from ._walk import Found, attention, found, inner, joint_maps, named
 
 DENOISERS = ("SD3Transformer2DModel",)
+BLOCKS = ("transformer_blocks",)
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -42,8 +44,7 @@ def _walk(transformer: Any) -> Iterator[Found]:
 def layout(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
     """The grid is that of the latents, divided into patches; its tokens come before those of the text."""
     latents = args[0] if args else kwargs["hidden_states"]
-    patch = transformer.config.patch_size
-    h, w = latents.shape[-2] // patch, latents.shape[-1] // patch
+    h, w = _patches.grid(latents, transformer.config.patch_size)
     return Layout((h, w), image=slice(0, h * w), text=slice(h * w, None))
 
 
@@ -59,12 +60,8 @@ class Conditions:
     pooled: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    return int(pipe.vae_scale_factor)
-
-
-def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe) * int(pipe.transformer.config.patch_size)
+pixels_per_cell = pixels_per_latent = _patches.pixels_per_latent
+multiple = _patches.multiple
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:

@@ -123,6 +123,9 @@ def pixels_per_cell(pipe: Any) -> int:
     return int(pipe.vae_scale_factor) if _vae(pipe) is not None else 1
 
 
+pixels_per_latent = pixels_per_cell
+
+
 def multiple(pipe: Any) -> int:
     """Image sides must be multiples of this. A latent UNet fits any latent; IF halves its pixels at every level."""
     return pixels_per_cell(pipe) if _vae(pipe) is not None else 2 ** (len(pipe.unet.config.block_out_channels) - 1)

@@ -11,10 +11,12 @@ from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout, spans
-from . import _latents
+from . import _latents, _patches
 from ._walk import Found, found, joint_maps, named
 
 DENOISERS = ("ZImageTransformer2DModel",)
+BLOCKS = ("layers",)
+ADAPTIVE_NORM = True
 
 
 def list_activations(transformer: Any) -> list[Activation]:
@@ -43,7 +45,7 @@ def layout(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> L
     latents = args[0] if args else kwargs["x"]
     texts = args[2] if len(args) > 2 else kwargs["cap_feats"]
     patch = args[7] if len(args) > 7 else kwargs.get("patch_size", 2)
-    h, w = latents[0].shape[-2] // patch, latents[0].shape[-1] // patch
+    h, w = _patches.grid(latents[0], patch)
     start = h * w + -(h * w) % SEQ_MULTI_OF
     return Layout((h, w), image=slice(0, h * w), text=spans([start] * len(texts), [len(text) for text in texts]))
 
@@ -59,12 +61,11 @@ class Conditions:
     text: Tensor
 
 
-def pixels_per_cell(pipe: Any) -> int:
-    return int(pipe.vae_scale_factor)
+pixels_per_cell = pixels_per_latent = _patches.pixels_per_latent
 
 
 def multiple(pipe: Any) -> int:
-    return pixels_per_cell(pipe) * int(pipe.transformer.all_patch_size[0])
+    return pixels_per_latent(pipe) * int(pipe.transformer.all_patch_size[0])
 
 
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
