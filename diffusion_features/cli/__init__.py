@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import extract, listing, scenes, visualize
+from . import app, atlas, evaluate, extract, gate, listing, match, scenes, segment, visualize
 
-COMMANDS = (listing, extract, visualize, scenes)
+COMMANDS = (listing, extract, visualize, segment, evaluate, match, atlas, gate, scenes, app)
 FAILED, INTERRUPTED = 2, 130
 
 DESCRIPTION = "Inner activations of text-to-image diffusion models as dense features of images."
@@ -21,6 +21,7 @@ examples:
   diffusion-features list 'up-*-cross-*'
   diffusion-features extract photos/ -o features/ --prompt 'a photo of a cat'
   diffusion-features visualize photo.jpg -o features.png
+  diffusion-features segment photo.jpg --classes cat grass --background sky -o out/
 
 Each command has its own --help. Exit codes: 0 done; 1 done, but some images could not be read; 2 a setting, a path
 or the model is wrong, and nothing more was done; 130 interrupted, and what was written is kept.

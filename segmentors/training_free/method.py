@@ -1,0 +1,36 @@
+"""How the maps of a model are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .background import Background
+from .heads import Heads
+from .layers import Layers
+from .rescaling import Rescale
+
+
+@dataclass(frozen=True)
+class Method:
+    """The method of arXiv 2603.06178; ``PLAIN`` is the practice before it.
+
+    Attributes:
+        heads: see ``head_weights``.
+        layers, renormalise: see ``layer_weight``.
+        rescale: see ``entity_maps``.
+        refine: whether to refine.
+        background, threshold: see ``background_score``.
+        as_released: weigh layers as the released program does: not renormalised, by one channel of the reference.
+    """
+
+    heads: Heads = "dot"
+    layers: Layers = "dot"
+    renormalise: bool = True
+    rescale: Rescale = "sum"
+    refine: bool = True
+    background: Background = "offset"
+    threshold: float = 0.0
+    as_released: bool = False
+
+
+PLAIN = Method(heads="average", layers="equal", rescale="none")

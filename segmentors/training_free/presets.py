@@ -1,0 +1,84 @@
+"""Which layers of a model are used, and at which timestep: the settings of arXiv 2603.06178."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from diffusion_features import FeatureExtractor
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one model.
+
+    Attributes:
+        cross: globs of the cross-attention maps that are added up.
+        reference: id of the feature whose affinity tells how much a layer counts.
+        refiners: ids of the self-attention maps that refine.
+        k: how often they do.
+        t: the timestep the denoiser is conditioned on.
+        template: what is written around the list of names.
+    """
+
+    cross: tuple[str, ...]
+    reference: str
+    refiners: tuple[str, ...]
+    k: int
+    t: int
+    template: str = "{}"
+
+
+def _unet(layers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{place}-vit-{block}-self-map" for place, block in (layer.split() for layer in layers))
+
+
+def _blocks(first: int, last: int, suffix: str) -> tuple[str, ...]:
+    return tuple(f"vit-block{i}-{suffix}" for i in range(first, last + 1))
+
+
+_SD15 = Preset(
+    cross=("*-cross-map",),
+    reference="up-level2-repeat1-vit-block0-cross-q",
+    refiners=_unet(("up-level3-repeat0 block0", "up-level3-repeat1 block0", "down-level0-repeat1 block0")),
+    k=2,
+    t=101,  # what its scheduler makes of the released t=100
+)
+_SDXL = Preset(
+    cross=("*-cross-map",),
+    reference="up-level1-repeat0-vit-block0-cross-q",
+    refiners=_unet((
+        "up-level1-repeat0 block0", "up-level1-repeat0 block1", "up-level1-repeat1 block0", "up-level1-repeat1 block1",
+        "up-level1-repeat2 block0", "down-level1-repeat0 block0", "down-level1-repeat0 block1",
+    )),
+    k=2,
+    t=100,
+)  # fmt: skip
+
+PRESETS = {
+    "sd15": _SD15,
+    # the self-attention of its finest level is mostly noise
+    "embedded": replace(_SD15, refiners=_unet(tuple(f"up-level2-repeat{repeat} block0" for repeat in range(3)))),
+    "sdxl": _SDXL,
+    "pgv2": _SDXL,
+    "pixart": Preset(("*-cross-map",), "vit-block13-cross-q", _blocks(10, 17, "self-map"), k=5, t=100),
+    # the released t=100 of Hunyuan and t=150 of Flux are strengths; their schedulers make them these timesteps
+    "hunyuan": Preset(_blocks(20, 29, "cross-map"), "vit-block25-cross-q", _blocks(20, 29, "self-map"), k=4, t=81),
+    "flux": Preset(("*-cross-map",), "vit-block27-attn-out", ("vit-block12-self-map", "vit-block18-self-map"), 2, 407),
+    # not in the paper: the blocks at the places that Flux's have
+    "sd3": Preset(("*-cross-map",), "vit-block11-attn-out", ("vit-block5-self-map", "vit-block8-self-map"), 2, 407),
+}
+
+
+def preset_for(fx: FeatureExtractor) -> Preset:
+    """The preset of a model.
+
+    Raises:
+        ValueError: there is none for it.
+    """
+    model = "embedded" if fx.model_id == "embedded" else fx.family.preset_model(fx.denoiser, fx.model_id)
+    if model not in PRESETS:
+        raise ValueError(
+            f"there is no preset to segment with {type(fx.pipe).__name__}; there are {', '.join(PRESETS)}: "
+            "give a Preset that names the layers of this model"
+        )
+    return PRESETS[model]

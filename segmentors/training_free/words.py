@@ -1,0 +1,85 @@
+"""Where class names stand in a text, and which tokens they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+STOP = frozenset({"a", "an", "the", "and"})
+"""Words that name nothing; punctuation is none either."""
+
+
+class Span(NamedTuple):
+    """Characters ``start`` up to ``stop`` of a text."""
+
+    start: int
+    stop: int
+
+
+def find_phrases(text: str, phrases: Mapping[str, Sequence[str]]) -> dict[str, list[Span]]:
+    """Every place where a phrase stands, in any case, in the singular or the plural, as whole words.
+
+    "car" is not found in "carpet"; and where a longer phrase stands, a shorter one inside it is not found.
+
+    Args:
+        phrases: name → the words that stand for it.
+
+    Returns:
+        name → its spans, in order; an empty list where there is none.
+    """
+    found: dict[str, list[Span]] = {name: [] for name in phrases}
+    taken: list[Span] = []
+    ordered = sorted(((p, name) for name, all_of in phrases.items() for p in all_of), key=lambda item: -len(item[0]))
+    for phrase, name in ordered:
+        for hit in re.finditer(rf"(?<!\w){_in_any_number(phrase)}(?!\w)", text, re.IGNORECASE):
+            span = Span(*hit.span())
+            if not any(span.start < other.stop and other.start < span.stop for other in taken):
+                taken.append(span)
+                found[name].append(span)
+    return {name: sorted(spans) for name, spans in found.items()}
+
+
+def _in_any_number(phrase: str) -> str:
+    """A pattern for the phrase in the singular or the plural, however it is spaced."""
+    literal = r"\s+".join(re.escape(word) for word in phrase.split())
+    if phrase[-1:] in "yY" and phrase[-2:-1].lower() not in "aeiou":
+        return rf"(?:{literal}|{literal[:-1]}ies)"
+    return rf"{literal}(?:s|es)?"
+
+
+def content_words(text: str, span: Span) -> list[Span]:
+    """The words of a span that name something; all of it where none does."""
+    words = [
+        Span(span.start + hit.start(), span.start + hit.end())
+        for hit in re.finditer(r"\w+(?:['’]\w+)*", text[span.start : span.stop])
+        if hit.group().lower() not in STOP
+    ]
+    return words or [span]
+
+
+def token_positions(tokenizer: Any, text: str, spans: Sequence[Span]) -> list[int]:
+    """Positions, in the tokenized text with its special tokens, of the tokens that lie in any of the spans.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers (CLIP, T5, BERT, ...), which knows the characters of each token.
+
+    Returns:
+        Positions in order. Tokens without characters of their own (special ones, SentencePiece's bare "▁") and unknown
+        ones are left out.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    special = set(tokenizer.all_special_tokens)
+    return [
+        position
+        for position, (piece, (start, stop)) in enumerate(zip(pieces, encoded["offset_mapping"], strict=True))
+        if piece not in special and piece != "▁" and _inside(text, start, stop, spans)
+    ]
+
+
+def _inside(text: str, start: int, stop: int, spans: Sequence[Span]) -> bool:
+    """Whether a token's characters, without the space some tokenizers count to it, lie in one of the spans."""
+    characters = text[start:stop]
+    start += len(characters) - len(characters.lstrip())
+    return start < stop and any(span.start <= start and stop <= span.stop for span in spans)
