@@ -1,0 +1,67 @@
+"""Label maps by image: of the drawn world's parts, and of Horse-21, Bedroom-28 and their kin."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .training import IGNORED
+
+FEWEST = 20
+"""A class with fewer pixels than this in a training image is ignored there (arXiv 2112.03126)."""
+
+
+def drawn_parts(folder: str | os.PathLike[str], split: str) -> dict[str, np.ndarray]:
+    """Parts of objects in the scenes that ``diffusion-features scenes`` wrote.
+
+    Returns:
+        File name (its key in a store made from ``img_dir/<split>``) -> uint8 (H, W); 0 is background, value i the part
+        ``PARTS[i - 1]``.
+
+    Raises:
+        FileNotFoundError: the folder has no such split; the message says how to make it.
+    """
+    index = Path(folder) / f"{split}.json"
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {index.name}: make it by 'diffusion-features scenes {folder} --split {split}'"
+        )
+    files = [record["file"] for record in json.loads(index.read_text(encoding="utf-8"))["images"]]
+    return {name: np.asarray(Image.open(Path(folder) / "parts_dir" / split / name)) for name in files}
+
+
+def ddpm_labels(folder: str | os.PathLike[str], side: int = 256, training: bool = True) -> dict[str, np.ndarray]:
+    """Labels in the layout of DatasetDDPM (Horse-21, Bedroom-28, ...): beside each ``0.png`` a ``0.npy`` of classes.
+
+    Args:
+        folder: such as ``horse_21/real/train``.
+        side: label maps are resized to a square of so many pixels, without mixing labels.
+        training: ignore classes with fewer than 20 pixels in an image there, as the papers do for training images.
+
+    Returns:
+        File name of the image -> uint8 (side, side), 255 where ignored.
+
+    Raises:
+        FileNotFoundError: the folder has no labelled image.
+        ValueError: a label file is no array (H, W) of labels from 0 to 255.
+    """
+    files = {path.name: path.with_suffix(".npy") for path in sorted(Path(folder).glob("*.png"))}
+    labelled = {name: path for name, path in files.items() if path.is_file()}
+    if not labelled:
+        raise FileNotFoundError(f"{folder} has no image 0.png with labels 0.npy beside it")
+    return {name: _ddpm_map(path, side, training) for name, path in labelled.items()}
+
+
+def _ddpm_map(path: Path, side: int, training: bool) -> np.ndarray:
+    found = np.load(path, allow_pickle=False)
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.number) or found.min() < 0 or found.max() > IGNORED:
+        raise ValueError(f"{path} must hold labels (H, W) from 0 to 255, not {found.dtype} {found.shape}")
+    map = np.asarray(Image.fromarray(found.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)).copy()
+    if training:
+        values, counts = np.unique(map, return_counts=True)
+        map[np.isin(map, values[counts < FEWEST])] = IGNORED
+    return map
