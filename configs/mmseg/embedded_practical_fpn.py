@@ -1,0 +1,16 @@
+# Semantic FPN on the embedded model: a lighter head.
+_base_ = [
+    "_base_/models/semantic_fpn.py",
+    "_base_/datasets/embedded.py",
+    "_base_/schedules/embedded_1k.py",
+    "_base_/runtime.py",
+]
+norm_cfg = dict(type="GN", num_groups=8)
+model = dict(
+    backbone=dict(model="embedded", activations="practical", projection=dict(channels=64, norm=norm_cfg)),
+    neck=dict(in_channels=[64, 64, 64], out_channels=64),
+    decode_head=dict(
+        in_channels=[64, 64, 64], feature_strides=[4, 8, 16], channels=64, num_classes=18, norm_cfg=norm_cfg
+    ),
+)
+default_hooks = dict(checkpoint=dict(interval=250))
