@@ -1,0 +1,57 @@
+"""Where Gradio ends: how pictures come in, and errors go out as plain sentences."""
+
+from __future__ import annotations
+
+import functools
+import html
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import gradio as gr
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LOG = logging.getLogger(__name__)
+UNEXPECTED = "Something went wrong on the server. It has been logged there; try other settings."
+NO_MEMORY = "The server has too little memory for this picture and model: try a smaller picture."
+
+
+def upload(label: str, **options: Any) -> gr.Image:
+    """A picture that a visitor uploads, pastes or takes.
+
+    Its events must have ``preprocess=False``: Gradio would open the file itself, and say nothing of what is wrong with
+    it. Functions then get a mapping with the path, for ``uploads.picture``.
+    """
+    sources: Any = ["upload", "clipboard", "webcam"]
+    return gr.Image(label=label, type="filepath", sources=sources, alt_text=label, buttons=[], **options)
+
+
+def plain(function: F) -> F:
+    """The function with errors as sentences for the visitor: those of input as they are, all others without detail."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except gr.Error:
+            raise
+        except ValueError as error:  # the message is ours, and may quote the visitor's words
+            raise _shown(_sentence(error)) from None
+        except Exception as error:
+            memory = isinstance(error, MemoryError) or "out of memory" in str(error)
+            if not memory:
+                LOG.exception("an unexpected error")
+            raise _shown(NO_MEMORY if memory else UNEXPECTED) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _sentence(error: ValueError) -> str:
+    said = " ".join(str(error).split()) or UNEXPECTED
+    return said[0].upper() + said[1:] + "." * (said[-1] not in ".!?")
+
+
+def _shown(message: str) -> gr.Error:
+    """Gradio shows the message as HTML, so what could be a tag is escaped."""
+    return gr.Error(html.escape(message, quote=False), title="That did not work", print_exception=False)

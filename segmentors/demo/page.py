@@ -1,0 +1,39 @@
+"""The page: its tabs, one below the other in code as beside each other on the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from .downloads import Downloads
+from .models import Models
+from .settings import Settings
+from .shared import Shared
+from .tabs import look, scenes, segment
+
+TITLE = """
+# Diffusion features
+A text-to-image model has learnt what things look like and where they are. Name what is in a picture and it is
+segmented, without training; or look at the features that make it possible.
+"""
+
+
+def page(settings: Settings, models: Models, folder: Path) -> gr.Blocks:
+    """The page, not yet served.
+
+    Args:
+        models: those of ``settings``.
+        folder: where uploads and results go; Gradio's folder for files.
+    """
+    shared = Shared(settings, models, folder, Downloads(folder / "results", settings.disk_bytes))
+    sweep = (min(60, settings.kept), settings.kept)
+    with gr.Blocks(title="Diffusion features", analytics_enabled=False, delete_cache=sweep) as blocks:
+        gr.Markdown(TITLE, elem_id="title")
+        with gr.Tab("Segment", id="segment"):
+            segment.build(shared)
+        with gr.Tab("Scenes", id="scenes"):
+            scenes.build(shared)
+        with gr.Tab("Look inside", id="look"):
+            look.build(shared)
+    return blocks.queue(max_size=settings.waiting)

@@ -1,0 +1,64 @@
+"""Starting and ending the page."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .models import Models
+from .settings import Settings
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[str]:
+    """The page, served in the background until the block ends; its address. All its files are gone afterwards.
+
+    >>> with running(Settings()) as address:
+    ...     gradio_client.Client(address)
+
+    Raises:
+        OSError: the port is taken.
+        ValueError: the models are not named once each.
+    """
+    models = Models(settings.models)
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="diffusion-features-", dir=before) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # components read it when they are made
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        try:
+            from starlette.middleware import Middleware
+
+            from .guard import Guard
+            from .page import page
+            from .style import CSS, theme
+
+            limits = settings.allowed
+            blocks = page(settings, models, Path(folder))
+            guard = Middleware(Guard, body=limits.body, upload=limits.upload_bytes)
+            _, address, _ = blocks.launch(
+                prevent_thread_lock=True, quiet=True, share=False, show_error=False, ssr_mode=False, pwa=False,
+                mcp_server=False, run_history=False, enable_monitoring=False, footer_links=["api", "settings"],
+                server_name="0.0.0.0" if settings.public else "127.0.0.1", server_port=settings.port,
+                max_file_size=limits.upload_bytes, app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS,
+            )  # fmt: skip
+            threading.Thread(target=models, args=(settings.models[0],), daemon=True).start()
+            try:
+                yield address
+            finally:
+                blocks.close(verbose=False)
+        finally:
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def serve(settings: Settings) -> None:
+    """Serve the page until Ctrl-C, and say where it is. Raises as ``running``."""
+    with running(settings) as address:
+        print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
+        threading.Event().wait()

@@ -1,0 +1,219 @@
+"""The tab "Look inside": features as colours, what is similar to a point, and the attention of a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from .. import uploads
+from ..boundary import plain, upload
+from ..looking import Look, Similar, attention, components, features, heads, layers, similar
+from ..models import Loaded
+from ..settings import Limits
+from ..shared import RUNS, Shared
+
+ALL = "all layers, each the mean of its heads"
+T, SEEDS = 50, 2**31 - 1
+
+
+def build(shared: Shared) -> None:
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            asked = _inputs(shared)
+        with gr.Column(scale=8, min_width=300):
+            with gr.Tab("Components"):
+                _components_tab(shared, asked)
+            with gr.Tab("Similarity of a point"):
+                _similarity_tab(shared, asked)
+            with gr.Tab("Attention of a word"):
+                _attention_tab(shared, asked)
+
+
+def _inputs(shared: Shared) -> list[Any]:
+    """Picture, model, prompt, timestep, seed and activations, in the order in which the functions take them."""
+    names = shared.models.names
+    picture = upload("Picture to look at", height=300, elem_id="looked")
+    model = gr.Dropdown([*names], value=names[0], label="Model", visible=len(names) > 1, filterable=False)
+    prompt = gr.Textbox(
+        "", label="Prompt", info="What the model is told of the picture.", max_length=shared.limits.text
+    )
+    chosen = gr.Dropdown(
+        [], value=[], multiselect=True, label="Activations", info="None takes what the papers recommend.",
+        allow_custom_value=True, elem_id="activations",
+    )  # fmt: skip
+    with gr.Row():
+        t = gr.Number(T, label="Timestep", precision=0, minimum=0, maximum=999)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
+
+    @plain
+    def offer(model: str) -> Any:
+        """The activations that a model has, when a visitor opens their list."""
+        return gr.Dropdown(choices=shared.models(model).looked_at)
+
+    gr.on([chosen.focus, model.change], offer, model, chosen, api_visibility="private", show_progress="hidden", **RUNS)
+    return [picture, model, prompt, t, seed, chosen]
+
+
+def _components_tab(shared: Shared, asked: list[Any]) -> None:
+    gr.Markdown(
+        "The first three principal components of each activation, as red, green and blue: what has one colour is one "
+        "thing to the model.", elem_classes="hint",
+    )  # fmt: skip
+    run = gr.Button("Show components", variant="primary", elem_id="components")
+    pictures = gr.Gallery(
+        label="Components", columns=2, height="auto", object_fit="contain", elem_classes="sharp", elem_id="features"
+    )
+
+    @plain
+    def show(
+        picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
+        activations: list[str] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """The first three principal components of activations, as pictures with titles.
+
+        Args:
+            picture: an image file.
+            model: one of those that the page offers.
+            prompt: what the model is told.
+            t: timestep, 0 to 999.
+            seed: of the noise.
+            activations: ids; none for those that the papers recommend.
+        """
+        loaded, look = shared.models(model), _look(prompt, t, seed, shared.limits)
+        image = shared.picture(picture)
+        return components(
+            features(loaded, image, look, _ids(loaded, activations, shared.limits), shared.features), image
+        )
+
+    run.click(show, asked, pictures, api_name="components", scroll_to_output=True, **RUNS)
+
+
+def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
+    gr.Markdown(
+        "Click on the picture, on the left: bright is what the model takes for the same. With a second picture, the "
+        "ring in it is where the point is found again.", elem_classes="hint",
+    )  # fmt: skip
+    second = upload("Second picture (may be empty)", height=200, elem_id="second")
+    with gr.Row(equal_height=True):
+        column = gr.Number(0, label="Column", precision=0, minimum=0)
+        row = gr.Number(0, label="Row", precision=0, minimum=0)
+        run = gr.Button("Find this point", variant="primary")
+    said = gr.Markdown(elem_classes="said", elem_id="matched")
+    with gr.Row():
+        here = gr.Image(label="In the picture", alt_text="similarity with the point", interactive=False, buttons=[])
+        there = gr.Image(
+            label="In the second picture", alt_text="similarity with the point", interactive=False, buttons=[]
+        )
+
+    find = _find(shared)
+    inputs, outputs = [*asked, second, column, row], [here, there, said]
+    run.click(find, inputs, outputs, api_name="similar", **RUNS)
+
+    def clicked(event: gr.SelectData) -> tuple[int, int]:
+        return event.index[0], event.index[1]
+
+    asked[0].select(clicked, None, [column, row], queue=False, api_visibility="private").then(
+        find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS
+    )
+
+
+def _find(shared: Shared) -> Callable[..., Similar]:
+    @plain
+    def find(
+        picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
+        activations: list[str] | None = None, second: Any = None, column: float = 0, row: float = 0,
+    ) -> Similar:  # fmt: skip
+        """Cosine similarity of one pixel with every pixel of its picture, and of a second one.
+
+        Args:
+            picture: an image file.
+            model, prompt, t, seed, activations: as for ``components``.
+            second: an image file, in which the point is to be found; or nothing.
+            column, row: the pixel, counted from 0 at the left and the top of the picture as it was sent.
+
+        Returns:
+            Both pictures under their similarities, and what was found in words.
+        """
+        limits = shared.limits
+        loaded, look = shared.models(model), _look(prompt, t, seed, limits)
+        ids = _ids(loaded, activations, limits)
+        image, full = shared.picture(picture), uploads.full_size(picture, shared.folder, limits)
+        point = (
+            uploads.whole(column, "column", 0, full[0] - 1) * image.width // full[0],
+            uploads.whole(row, "row", 0, full[1] - 1) * image.height // full[1],
+        )
+        found = features(loaded, image, look, ids, shared.features)
+        if second is None:
+            return similar(found, image, point)
+        other = shared.picture(second)
+        return similar(found, image, point, (features(loaded, other, look, ids, shared.features), other))
+
+    return find
+
+
+def _attention_tab(shared: Shared, asked: list[Any]) -> None:
+    gr.Markdown(
+        "Where the picture attends to a word of the prompt, in each layer; choose a layer to see its heads.",
+        elem_classes="hint",
+    )
+    with gr.Row(equal_height=True):
+        word = gr.Textbox("", label="Word", max_length=shared.limits.name, elem_id="word")
+        layer = gr.Dropdown([ALL], value=ALL, label="Layer", allow_custom_value=True)
+        run = gr.Button("Show attention", variant="primary", elem_id="attention")
+    said = gr.Markdown(elem_classes="said")
+    pictures = gr.Gallery(
+        label="Attention, each picture stretched by itself", columns=4, height="auto", object_fit="contain"
+    )
+
+    @plain
+    def show(
+        picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
+        word: str = "", layer: str = ALL,
+    ) -> tuple[Any, str, Any]:  # fmt: skip
+        """How much every place of a picture attends to a word.
+
+        Args:
+            picture: an image file.
+            model, prompt, t, seed: as for ``components``; a word that is not in the prompt is written behind it.
+            word: the word.
+            layer: where its heads are to be shown; by default every layer, each the mean of its heads.
+
+        Returns:
+            Pictures with titles, what the model was told, and the layers there are.
+        """
+        limits = shared.limits
+        one = uploads.text(word, "word", limits)
+        if not one:
+            raise ValueError("Write the word first.")
+        loaded, look = shared.models(model), _look(prompt, t, seed, limits)
+        image = shared.picture(picture)
+        told, maps = attention(loaded, image, look, one)
+        drawn = layers(maps, image) if layer == ALL else heads(maps, layer, image)
+        offered = [ALL, *(title for _, title in layers(maps, image))]
+        return drawn, f"It read: {uploads.quoted(told)}", gr.Dropdown(choices=offered, value=layer)
+
+    inputs, outputs = [*asked[:-1], word, layer], [pictures, said, layer]
+    run.click(show, inputs, outputs, api_name="attention", **RUNS)
+    word.submit(show, inputs, outputs, api_visibility="private", **RUNS)
+    layer.input(show, inputs, outputs, api_visibility="private", **RUNS)
+
+
+def _look(prompt: object, t: object, seed: object, limits: Limits) -> Look:
+    return Look(
+        uploads.text(prompt, "prompt", limits), uploads.whole(t, "timestep", 0, 999),
+        uploads.whole(seed, "seed", 0, SEEDS),
+    )  # fmt: skip
+
+
+def _ids(loaded: Loaded, given: Sequence[str] | None, limits: Limits) -> list[str]:
+    """Activations of a model by exact id: no glob, preset or file."""
+    if not given:
+        return loaded.first_look
+    if len(given) > limits.activations:
+        raise ValueError(f"{len(given)} activations are too many: at most {limits.activations} are shown.")
+    known = set(loaded.looked_at)
+    if unknown := [id for id in given if id not in known]:
+        raise ValueError(f"{str(unknown[0])[:60]!r} is no activation of {loaded.name} that has a place in the picture.")
+    return list(dict.fromkeys(given))

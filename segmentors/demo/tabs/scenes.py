@@ -1,0 +1,85 @@
+"""The tab "Scenes": a drawn scene with its truth, and how well it is segmented."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from diffusion_features.embedded.dataset import SPLITS
+from segmentors.training_free.pictures import palette
+
+from .. import uploads
+from ..boundary import plain
+from ..pictures import annotated, colour_map
+from ..scenes import LIMIT, overlap, scene, truth
+from ..segmenting import Question, answer
+from ..shared import RUNS, Shared
+
+ABOUT = """\
+The package draws scenes of its own, with exact labels, and the embedded model was trained on them. Those below were not
+in its training: *test* scenes are of the same kind, *held-out* ones have styles, shapes and company that it never saw.
+"""
+OPACITY = 0.65
+KINDS = [split for split in SPLITS if split != "train"]
+
+
+def build(shared: Shared) -> None:
+    gr.Markdown(ABOUT, elem_classes="hint")
+    names = shared.models.names
+    with gr.Row(equal_height=True):
+        kind = gr.Dropdown(KINDS, value="test", label="Kind of scene", filterable=False, scale=2)
+        number = gr.Number(0, label="Number", precision=0, minimum=0, maximum=LIMIT - 1, scale=2, elem_id="number")
+        caption = gr.Checkbox(False, label="Tell the model the scene's caption", scale=2)
+        model = gr.Dropdown([*names], value=names[0], label="Model", visible=len(names) > 1, filterable=False, scale=2)
+    with gr.Row():
+        draw = gr.Button("Draw and segment this one", elem_id="draw")
+        another = gr.Button("Another one", variant="primary")
+    said = gr.Markdown(elem_classes="said")
+    with gr.Row():
+        drawn = gr.Image(label="Scene", alt_text="the drawn scene", interactive=False, buttons=[], min_width=220)
+        true = gr.AnnotatedImage(label="Truth", buttons=[], min_width=220)
+        found = gr.AnnotatedImage(label="Found", buttons=[], min_width=220)
+    table = gr.Dataframe(
+        headers=["class", "IoU"], label="Intersection over union: 1 is perfect", interactive=False, elem_id="overlap"
+    )
+    run = _run(shared)
+    outputs = [drawn, true, found, table, said]
+    draw.click(run, [kind, number, caption, model], outputs, api_name="scene", **RUNS)
+    another.click(lambda: secrets.randbelow(LIMIT), None, number, queue=False, api_visibility="private").then(
+        run, [kind, number, caption, model], outputs, api_visibility="private", **RUNS
+    )
+
+
+def _run(shared: Shared) -> Callable[..., tuple[Any, ...]]:
+    @plain
+    def run(
+        kind: str, number: float = 0, caption: bool = False, model: str = shared.models.names[0]
+    ) -> tuple[Any, ...]:
+        """Draw a scene, segment it with the names of what is in it, and compare with the truth.
+
+        Args:
+            kind: "validation", "test" or "held-out".
+            number: of the scene among its kind, from 0.
+            caption: whether the model is told the scene's caption too.
+            model: one of those that the page offers.
+
+        Returns:
+            The scene, the truth and the result as annotated pictures, the IoU of each class, and their mean in words.
+        """
+        one = scene(uploads.one_of(kind, "kind of scene", KINDS), uploads.whole(number, "number", 0, LIMIT - 1))
+        question = Question(one.image, one.classes, caption=one.caption if caption else None)
+        found = answer(shared.models(model), question, shared.runs)
+        each = overlap(found.labels, truth(one), len(one.classes))
+        colours = colour_map(one.classes, palette(one.classes))
+        masks = [annotated(one.image, labels, one.classes, OPACITY) for labels in (truth(one), found.labels)]
+        return (
+            masks[0][0],
+            *(gr.AnnotatedImage(mask, color_map=colours) for mask in masks),
+            [[name, f"{iou:.3f}"] for name, iou in zip(one.classes, each, strict=True)],
+            f"**Mean IoU {sum(each) / len(each):.3f}** · a {one.style} scene: “{one.caption}”",
+        )
+
+    return run

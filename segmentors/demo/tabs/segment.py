@@ -1,0 +1,245 @@
+"""The tab "Segment": a picture and words in, labels out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+from PIL import Image
+
+from diffusion_features.embedded import CLASSES
+from segmentors import Method
+from segmentors.training_free.background import Background
+from segmentors.training_free.heads import Heads
+from segmentors.training_free.layers import Layers
+from segmentors.training_free.pictures import palette
+from segmentors.training_free.rescaling import Rescale
+
+from .. import uploads
+from ..boundary import plain, upload
+from ..pictures import annotated, colour_map, covered, score_maps
+from ..scenes import scene
+from ..segmenting import Answer, Question, answer
+from ..settings import Limits
+from ..shared import RUNS, Shared
+
+SEEDS, MOST_K = 2**31 - 1, 10
+SCENES = (3, 8, 14, 21)
+PHOTOGRAPHS = {
+    "chelsea.png": (["cat"], ["wall", "blanket"], "a photo of a cat in front of a wall"),
+    "coffee.png": (["cup", "spoon"], ["table"], "a photo of a cup of coffee and a spoon on a table"),
+    "rocket.jpg": (["rocket", "tower"], ["sky"], "a photo of a rocket and towers in front of the sky"),
+}
+"""Of scikit-image: its file → classes, background, caption."""
+
+
+def build(shared: Shared) -> None:
+    with gr.Row():
+        with gr.Column(scale=5, min_width=300):
+            asked = _inputs(shared)
+            with gr.Row():
+                stop = gr.Button("Cancel", min_width=90, scale=1)
+                run = gr.Button("Segment", variant="primary", min_width=160, scale=3, elem_id="run")
+        with gr.Column(scale=7, min_width=300):
+            shown, opacity = _outputs()
+    _examples(shared, asked)
+    _events(shared, [*asked, opacity], shown, run, stop)
+
+
+def _inputs(shared: Shared) -> list[Any]:
+    """In the order in which ``segment`` takes them."""
+    limits, names = shared.limits, shared.models.names
+    picture = upload("Picture", height=320, elem_id="picture")
+    words: dict[str, Any] = dict(choices=[*CLASSES], multiselect=True, allow_custom_value=True, value=[])
+    classes = gr.Dropdown(
+        **words, label="Classes", info="What to look for: write a word, press Enter.", elem_id="classes"
+    )
+    background = gr.Dropdown(
+        **words, label="Background", info="What may be there too, but is not of interest. May be empty."
+    )
+    caption = gr.Textbox(
+        value="", label="Caption", info="What the picture shows, if you like; the model reads it with the classes.",
+        max_length=limits.text,
+    )  # fmt: skip
+    model = gr.Dropdown([*names], value=names[0], label="Model", visible=len(names) > 1, filterable=False)
+    with gr.Accordion("Advanced", open=False):
+        gr.Markdown("Empty fields take what the paper recommends for the model.", elem_classes="hint")
+        with gr.Row():
+            t = gr.Number(label="Timestep", info="0 clean, 999 noise", precision=0, minimum=0, maximum=999, value=None)
+            seed = gr.Number(label="Seed", info="of the noise", precision=0, minimum=0, maximum=SEEDS, value=0)
+        with gr.Row():
+            k = gr.Number(label="Refinements", info="0 to 10", precision=0, minimum=0, maximum=MOST_K, value=None)
+            threshold = gr.Slider(
+                0, 1, 0.0, step=0.01, label="Background threshold", info="added to its score", elem_id="threshold"
+            )
+        with gr.Row():
+            heads = gr.Dropdown([*get_args(Heads)], value="dot", label="Head weights", filterable=False)
+            layers = gr.Dropdown([*get_args(Layers)], value="dot", label="Layer weights", filterable=False)
+        with gr.Row():
+            rescale = gr.Dropdown([*get_args(Rescale)], value="sum", label="Rescaling", filterable=False)
+            how = gr.Dropdown([*get_args(Background)], value="offset", label="Background score", filterable=False)
+    return [picture, classes, background, caption, model, t, seed, k, threshold, heads, layers, rescale, how]
+
+
+def _outputs() -> tuple[list[Any], gr.Slider]:
+    """In the order in which ``segment`` gives them; and how strong the colours are to be."""
+    result = gr.AnnotatedImage(label="Labels", height=420, elem_id="result", buttons=["fullscreen"])
+    said = gr.Markdown("Choose a picture or an example, and name what to look for.", elem_classes="said")
+    opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the colours", elem_id="opacity")
+    with gr.Tab("Before and after"):
+        compared = gr.ImageSlider(
+            label="Left: attention simply averaged. Right: weighted and rescaled.", buttons=["fullscreen"]
+        )
+    with gr.Tab("Score of each class"):
+        maps = gr.Gallery(
+            label="Dark for 0, bright for 1", columns=4, height="auto", object_fit="contain", elem_id="scores"
+        )
+    with gr.Tab("Weight of each layer"):
+        weights = gr.Label(label="How much each layer of the model counts", num_top_classes=16, show_heading=False)
+    with gr.Tab("Download"):
+        files = gr.File(
+            label="Label picture, overlay, and scores (classes, height, width)", file_count="multiple", elem_id="files"
+        )
+    return [result, said, compared, maps, weights, files], opacity
+
+
+def _examples(shared: Shared, asked: Sequence[Any]) -> None:
+    inputs = asked[:4]
+    folder = shared.folder / "examples"
+    folder.mkdir()
+    drawn = []
+    for number in SCENES:
+        one = scene("test", number)
+        one.image.save(folder / f"scene-{number}.png")
+        drawn.append([str(folder / f"scene-{number}.png"), [*one.classes], [], one.caption])
+    gr.Examples(drawn, inputs, label="Drawn scenes, which the embedded model knows", api_visibility="private")
+    gr.Examples(
+        _photographs(), inputs, label="Photographs, for a model that was trained on such", api_visibility="private"
+    )
+
+
+def _photographs() -> list[list[Any]]:
+    import skimage.data
+
+    folder = Path(skimage.data.__path__[0])
+    return [[str(folder / name), *about] for name, about in PHOTOGRAPHS.items()]
+
+
+def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Button, stop: gr.Button) -> None:
+    segment = _segment(shared)
+    shown_before = gr.Checkbox(False, visible=False)  # a gr.State would not come without preprocessing
+
+    @plain
+    def again(before: bool, *given: Any) -> Any:
+        """Only once there is a result; until then, a visitor is still choosing."""
+        return segment(*given) if before and given[0] and given[1] else (gr.skip(),) * len(outputs)
+
+    event = run.click(segment, inputs, outputs, api_name="segment", scroll_to_output=True, **RUNS)
+    event.success(lambda: True, None, shown_before, api_visibility="private", queue=False)
+    _, classes, background, _, _, _, _, _, threshold, *choices, opacity = inputs
+    quick = gr.on(
+        [classes.input, background.input, threshold.release, opacity.release, *(one.input for one in choices)],
+        again, [shown_before, *inputs], outputs, api_visibility="private", trigger_mode="always_last",
+        show_progress="minimal", **RUNS,
+    )  # fmt: skip
+    stop.click(None, cancels=[event, quick], queue=False, api_visibility="private")
+
+
+def _segment(shared: Shared) -> Callable[..., tuple[Any, ...]]:
+    @plain
+    def segment(
+        picture: Any,
+        classes: list[str],
+        background: list[str] | None = None,
+        caption: str | None = None,
+        model: str = shared.models.names[0],
+        t: float | None = None,
+        seed: float = 0,
+        k: float | None = None,
+        threshold: float = 0.0,
+        heads: str = "dot",
+        layers: str = "dot",
+        rescale: str = "sum",
+        background_score: str = "offset",
+        opacity: float = 0.6,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:
+        """Label every pixel of a picture with one of the classes, by the attention of the model and without training.
+
+        Args:
+            picture: an image file; larger ones are reduced to the page's limit.
+            classes: names of what to look for.
+            background: what may be there and is no class; with a name here, or a threshold, there is a class
+                "background", which comes first.
+            caption: a description of the picture.
+            model: one of those that the page offers.
+            t: timestep, 0 to 999; none for the model's preset.
+            seed: of the noise.
+            k: how often the maps are refined, 0 to 10; none for the model's preset.
+            threshold: of the background, 0 to 1.
+            heads, layers, rescale, background_score: variants of the method.
+            opacity: of the colours in the pictures, 0 to 1.
+
+        Returns:
+            The annotated picture; what was done, in words; the pictures before and after; score maps; the weight of
+            each layer; and the files labels.png, overlay.png and scores.npy.
+        """
+        limits = shared.limits
+        progress(0.0, desc="Reading the picture")
+        strength = uploads.share(opacity, "opacity")
+        question = Question(
+            shared.picture(picture),
+            *_words(classes, background, threshold, limits),
+            uploads.text(caption, "caption", limits) or None,
+            uploads.whole(seed, "seed", 0, SEEDS),
+            None if t is None else uploads.whole(t, "timestep", 0, 999),
+            None if k is None else uploads.whole(k, "number of refinements", 0, MOST_K),
+            Method(
+                heads=uploads.one_of(heads, "head weights", get_args(Heads)),  # type: ignore[arg-type]
+                layers=uploads.one_of(layers, "layer weights", get_args(Layers)),  # type: ignore[arg-type]
+                rescale=uploads.one_of(rescale, "rescaling", get_args(Rescale)),  # type: ignore[arg-type]
+                background=uploads.one_of(background_score, "background score", get_args(Background)),  # type: ignore[arg-type]
+                threshold=uploads.share(threshold, "threshold"),
+            ),
+        )
+        progress(0.05, desc="Loading the model")
+        loaded = shared.models(model)
+        began = time.perf_counter()
+        found = answer(loaded, question, shared.runs, lambda done, what: progress(done, desc=what))
+        seconds = time.perf_counter() - began
+        progress(0.9, desc="Drawing")
+        return _shown(shared, question.picture, found, strength, seconds)
+
+    return segment
+
+
+def _words(
+    classes: Any, background: Any, threshold: float, limits: Limits
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Classes and background; a background without words is asked for by its threshold."""
+    names, behind = uploads.names(classes, background, limits)
+    return tuple(names), tuple(behind) if behind or threshold else None
+
+
+def _shown(shared: Shared, picture: Image.Image, found: Answer, opacity: float, seconds: float) -> tuple[Any, ...]:
+    """In the order of ``_outputs``."""
+    colours = palette(found.classes)
+    return (
+        gr.AnnotatedImage(
+            annotated(picture, found.labels, found.classes, opacity), color_map=colour_map(found.classes, colours)
+        ),
+        _said(found, seconds),
+        (covered(picture, found.plain, colours, opacity), covered(picture, found.labels, colours, opacity)),
+        score_maps(found.scores, found.classes),
+        found.layer_weights,
+        shared.downloads(picture, found, colours),
+    )
+
+
+def _said(found: Answer, seconds: float) -> str:
+    told = " · ".join(f"{uploads.quoted(prompt)}" for prompt in found.prompts)
+    how = "from what the model gave before" if found.remembered else "by a run of the model"
+    return f"{seconds:.2f} s, {how}. It read: {told}"

@@ -1,0 +1,257 @@
+"""The real server through its API: right answers for many at once, plain sentences for the hostile."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from diffusion_features import FeatureExtractor
+from diffusion_features.embedded import render
+from segmentors import TrainingFreeSegmentor
+from segmentors.demo import Settings, running
+from segmentors.training_free.pictures import palette
+from tests.app.hostile import BROKEN
+from tests.app.serving import Server
+
+UNSAID = re.compile(r"Traceback|File \"|site-packages|/tmp/|/home/|\.py\b")
+"""What no visitor is ever told."""
+
+
+@pytest.fixture(scope="module")
+def client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(server.address, verbose=False, download_files=str(tmp_path_factory.mktemp("fetched")))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pictures")
+    files = [folder / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        render(20_000_000 + number, 96).image.save(file)
+    return list(map(str, files))
+
+
+def test_segment_is_the_segmentors_answer(client: Client, pictures: list[str]) -> None:
+    *_, files = client.predict(handle_file(pictures[0]), ["tree", "red house"], ["sky"], api_name="/segment")
+    segmentor = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"))
+    expected: Any = segmentor(pictures[0], ["tree", "red house"], ["sky"])
+    labels, overlay, scores = map(Path, files)
+    assert [file.name for file in (labels, overlay, scores)] == ["labels.png", "overlay.png", "scores.npy"]
+    image = Image.open(labels)
+    assert image.mode == "P" and np.array_equal(np.array(image), expected.labels.numpy())
+    colours = [value for colour in palette(expected.classes) for value in colour]
+    assert image.getpalette()[: len(colours)] == colours  # type: ignore[index]
+    assert np.load(scores).dtype == np.float32 and np.array_equal(np.load(scores), expected.scores.numpy())
+    assert Image.open(overlay).width == 96
+
+
+def question(number: int, server: Server, pictures: list[str]) -> Callable[[Client], Any]:
+    """One of many questions; neighbours differ in model, picture, words and what is asked."""
+    generator = random.Random(number)
+    file = handle_file(generator.choice(pictures))
+    model, seed = generator.choice(["embedded", server.tiny]), generator.randrange(2)
+    words = generator.sample(["cat", "dog", "grass", "red car"], 2)
+    if number % 4 == 3:
+        call = dict(prompt=words[0], seed=seed, column=generator.randrange(96), row=5)
+        return lambda client: client.predict(file, model, **call, api_name="/similar")
+    if number % 4 == 2:
+        return lambda client: client.predict(file, model, words[1], word=words[0], api_name="/attention")
+    call = dict(background=[], caption=words[0] if seed else "", model=model, seed=seed, threshold=seed / 4)
+    return lambda client: client.predict(file, words, **call, api_name="/segment")
+
+
+def content(value: Any) -> Any:
+    """An answer with each file as its bytes, and without what differs from run to run: times and places."""
+    if isinstance(value, (list, tuple)):
+        return [content(one) for one in value]
+    if isinstance(value, dict):
+        return {key: content(one) for key, one in value.items()}
+    if isinstance(value, str) and value.startswith("/") and Path(value).is_file():
+        return Path(value).read_bytes()
+    return re.sub(r"^[\d.]+ s, [a-z ]+", "", value) if isinstance(value, str) else value
+
+
+def many_at_once(server: Server, pictures: list[str], folder: Path, requests: int, clients: int) -> None:
+    questions = [question(number, server, pictures) for number in range(requests)]
+    made = [Client(server.address, verbose=False, download_files=str(folder / str(i))) for i in range(clients)]
+    own = threading.local()
+    free = iter(made)
+
+    def ask(one: Callable[[Client], Any]) -> Any:
+        if not hasattr(own, "client"):
+            own.client = next(free)
+        return content(one(own.client))
+
+    with ThreadPoolExecutor(clients) as pool:
+        together = list(pool.map(ask, questions))
+    for number, one in enumerate(questions):
+        assert content(one(made[0])) == together[number], f"question {number} was answered otherwise"
+
+
+def test_many_at_once_get_what_each_gets_alone(server: Server, pictures: list[str], tmp_path: Path) -> None:
+    many_at_once(server, pictures, tmp_path, requests=24, clients=8)
+
+
+@pytest.mark.slow
+def test_many_more_at_once(server: Server, pictures: list[str], tmp_path: Path) -> None:
+    many_at_once(server, pictures, tmp_path / "first", requests=10, clients=8)
+    before = psutil.Process().memory_info().rss
+    many_at_once(server, pictures, tmp_path / "all", requests=200, clients=8)
+    assert psutil.Process().memory_info().rss < before + 150 * 2**20
+
+
+# ---- the hostile ----------------------------------------------------------------------------------------------------
+
+
+def refused(client: Client, *given: Any, api_name: str = "/segment", **more: Any) -> str:
+    """The sentence with which a request is refused."""
+    with pytest.raises(AppError) as caught:
+        client.predict(*given, api_name=api_name, **more)
+    said = str(caught.value)
+    assert said and not UNSAID.search(said), said
+    return said
+
+
+def test_refusals_are_sentences(client: Client, pictures: list[str]) -> None:
+    file = handle_file(pictures[0])
+    assert "Choose a picture first." in refused(client, None, ["cat"])
+    assert "Name at least one class" in refused(client, file, [])
+    assert "'CAT' is given twice" in refused(client, file, ["cat", "CAT"])
+    assert "&lt;img" in refused(client, file, ["<img src=x onerror=alert(1)>"] * 2)
+    assert "at most 60 characters" in refused(client, file, ["x" * 100])
+    assert "whole number from 0 to 999" in refused(client, file, ["cat"], t=1e9)
+    assert "head weights" in refused(client, file, ["cat"], heads="__import__")
+    assert "and no other model" in refused(client, file, ["cat"], model="/etc")
+    assert "column is a whole number from 0 to 95" in refused(client, file, column=96, api_name="/similar")
+    assert "no activation of embedded" in refused(
+        client, file, activations=["../../../../etc/passwd"], api_name="/components"
+    )
+    assert "Write the word first" in refused(client, file, word=" ", api_name="/attention")
+
+
+TEXTS = [
+    "", " ", "\x00", "\u202e", "🐈" * 30, "a" * 10_000, "' OR 1=1 --", "{}", "{0.__class__}", "%s%n", "../" * 20,
+    "<script>alert(1)</script>", "[x](javascript:alert(1))", "\ud800", "cat, dog", "ﬀ" * 59, "\n\n", "$(id)",
+    "__init__",
+]  # fmt: skip
+
+
+def hostile(generator: random.Random, folder: Path, pictures: list[str]) -> dict[str, Any]:
+    """The arguments of a broken request: a file, a text, or a number that should not be."""
+    data = generator.choice([*BROKEN.values()])
+    file = folder / f"{generator.randrange(10**9)}{generator.choice(['.png', '.jpg', '.gif', '.txt', '.svg', ''])}"
+    file.write_bytes(generator.choice([data, data, Path(pictures[0]).read_bytes()]))
+    words = [generator.choice(TEXTS) for _ in range(generator.randrange(4))]
+    return dict(
+        picture=handle_file(str(file)), classes=words, background=[generator.choice(TEXTS)],
+        caption=generator.choice([*TEXTS, None]), t=generator.choice([None, -1, 10**12, 3.5, 999]),
+        seed=generator.choice([0, -5, 2**63, 1.5]), k=generator.choice([None, 10**6, -1]),
+        threshold=generator.choice([0, 2, -1, 1e308]), rescale=generator.choice(["sum", "none", "", "raw"]),
+    )  # fmt: skip
+
+
+def fuzz(server: Server, client: Client, pictures: list[str], folder: Path, requests: int, capture: Any) -> None:
+    generator = random.Random(requests)
+    for _ in range(requests):
+        given = hostile(generator, folder, pictures)
+        try:
+            client.predict(**given, api_name="/segment")
+        except AppError as error:
+            assert str(error) and not UNSAID.search(str(error)), (given, str(error))
+        except (UnicodeEncodeError, ValueError) as error:  # the client itself cannot send it
+            assert "surrogate" in str(error) or "utf-8" in str(error), error
+    *_, files = client.predict(handle_file(pictures[0]), ["cat", "tree"], api_name="/segment")
+    assert len(files) == 3, "the page no longer works"
+    said = capture.readouterr()
+    assert "Traceback" not in said.err + said.out
+
+
+def test_fuzz(server: Server, client: Client, pictures: list[str], tmp_path: Path, capfd: Any) -> None:
+    fuzz(server, client, pictures, tmp_path, 50, capfd)
+
+
+@pytest.mark.slow
+def test_fuzz_long(server: Server, client: Client, pictures: list[str], tmp_path: Path, capfd: Any) -> None:
+    fuzz(server, client, pictures, tmp_path, 500, capfd)
+
+
+def posted(server: Server, picture: Any, route: str = "queue/join") -> httpx.Response:
+    body = {"data": [picture, ["cat"]], "fn_index": 0, "session_hash": "abc"}
+    return httpx.post(f"{server.address}gradio_api/{route}", json=body)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        {"path": "http://127.0.0.1:9/x.png", "meta": {"_type": "gradio.FileData"}},
+        {"path": "HTTPS://example.com/x.png", "meta": {"_type": "gradio.FileData"}},
+        {"path": "file:///etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"path": "x", "url": "data:image/png;base64,AAAA", "meta": {"_type": "gradio.FileData"}},
+        [{"deep": [{"path": "ftp://x/y"}]}],
+    ],
+)
+def test_nothing_is_fetched_for_a_client(server: Server, picture: Any) -> None:
+    for route in ("queue/join", "call/segment"):
+        answer = posted(server, picture, route)
+        assert answer.status_code == 400 and "fetches none" in answer.text
+
+
+def test_only_uploaded_files_are_read(server: Server, client: Client, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (32, 32)).save(outside)
+    for path in (str(outside), "/etc/passwd", str(server.folder / ".." / "x.png")):
+        data = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [data, ["cat"]]}
+        begun = httpx.post(f"{server.address}gradio_api/call/segment", json=body)
+        event = begun.json()["event_id"]
+        said = httpx.get(f"{server.address}gradio_api/call/segment/{event}", timeout=60).text
+        assert "event: error" in said and "labels.png" not in said
+        served = httpx.get(f"{server.address}gradio_api/file={path}")
+        assert served.status_code in (403, 404)
+
+
+def test_long_requests_and_other_addresses_are_refused(server: Server) -> None:
+    assert posted(server, "x" * 100_000).status_code == 413
+    assert posted(server, None, "process_recording").status_code == 404
+    assert posted(server, None, "component_server").status_code == 404
+    assert httpx.post(f"{server.address}gradio_api/queue/join", content=b"{" * 2000).status_code == 400
+    assert httpx.post(f"{server.address}gradio_api/queue/join", content=b"[" * 60_000).status_code == 400
+    large = httpx.post(f"{server.address}gradio_api/upload", files={"files": bytes(21 * 2**20)}, timeout=60)
+    assert large.status_code == 413
+
+
+def test_files_are_removed_in_time(
+    tiny_model: str, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads, broken ones too, and results: after their time there is nothing but the examples."""
+    place = tmp_path / "served"
+    place.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(place))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with running(Settings(models=(tiny_model,), kept=2)) as address:
+        before = {path for path in place.rglob("*") if path.is_file()}
+        client = Client(address, verbose=False, download_files=str(tmp_path / "fetched"))
+        for file in (pictures[0], str(broken)):
+            with contextlib.suppress(AppError):
+                client.predict(handle_file(file), ["cat"], api_name="/segment")
+        deadline = time.monotonic() + 30
+        while (left := {path for path in place.rglob("*") if path.is_file()} - before) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not left
+    assert not list(place.iterdir())
