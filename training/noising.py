@@ -32,6 +32,7 @@ class Denoising(nn.Module):
         t: Tensor,
         noise: Tensor,
         hint: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return "loss", weighted, and "plain", the mean squared error of the predicted noise (scalars).
 
@@ -40,6 +41,7 @@ class Denoising(nn.Module):
             ids: token ids, int64 [N, 77].
             t: int64 [N], 0 to 999.
             hint: [N, 3, H, W] in [0, 1], for a ControlNet.
+            mask: bool [N, 77], the tokens that the denoiser may read; all of them without.
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says
@@ -47,20 +49,22 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        predicted = self.predict(noisy, t, ids, hint)
+        predicted = self.predict(noisy, t, ids, hint, mask)
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
         return {"loss": (weight * each).mean(), "plain": each.mean().detach()}
 
-    def predict(self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None) -> Tensor:
+    def predict(
+        self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
         text = self.text(ids).last_hidden_state
         residuals = {}
         if self.control is not None:
             down, mid = self.control(noisy, t, text, hint, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        return self.unet(noisy, t, text, **residuals).sample
+        return self.unet(noisy, t, text, encoder_attention_mask=mask, **residuals).sample
 
 
 def noised(latents: Tensor, ids: Tensor, generator: Generator) -> dict[str, Tensor]:

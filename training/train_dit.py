@@ -49,7 +49,9 @@ SIZES = {"small": Size(8, 4, 1e-3), "large": Size(12, 8, 5e-4)}
 class Masked(Denoising):
     """The denoising of a transformer that is told which tokens are padding."""
 
-    def predict(self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None) -> Tensor:
+    def predict(
+        self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
         mask = (ids != 0).long()
         text = self.text(ids, attention_mask=mask).last_hidden_state
