@@ -2,7 +2,7 @@
 # (its residual blocks begin at zero and stay there), padding learnt as class 1, and a learning rate that stops at 1e-4.
 # Its t=50 is the timestep 51.
 _base_ = ["cityscapes_sd15_legacy_upernet.py"]
-norm_cfg = dict(type="SyncBN", requires_grad=True)
+norm_cfg = dict(_delete_=True, type="SyncBN", requires_grad=True)
 data_preprocessor = dict(seg_pad_val=1)
 model = dict(
     data_preprocessor=data_preprocessor,

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PREFIX = "/gradio_api/"
-ROUTES = ("queue/join", "call/", "cancel", "reset")
+ROUTES = ("queue/join", "call/", "run/predict", "cancel", "reset")
 """Routes of Gradio that a page and ``gradio_client`` post to, besides ``upload``."""
 FORM = 64 * 2**10
 """Bytes that the form around an uploaded file may take."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffusion_features import FeatureExtractor
 from segmentors import TrainingFreeSegmentor
@@ -31,18 +32,26 @@ class Loaded:
 
 
 class Models:
-    """The models that were named at the start, and no others."""
+    """The models that were named at the start, and no others.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    Attributes:
+        names: what visitors know them by: of a folder only its last part, as its path is none of their business.
+    """
+
+    def __init__(self, models: Sequence[str]) -> None:
         """
+        Args:
+            models: as ``FeatureExtractor.from_pretrained`` takes them.
+
         Raises:
-            ValueError: there is no name, or one comes twice.
+            ValueError: there is none, or two have one name.
         """
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"name at least one model, and each once, not {list(names)}")
-        self.names = tuple(names)
+        self.names = tuple(Path(model).resolve().name if Path(model).exists() else model for model in models)
+        if not models or len(set(self.names)) < len(models):
+            raise ValueError(f"name at least one model, and each by another name, not {list(models)}")
+        self._sources = dict(zip(self.names, models, strict=True))
         self._loaded: dict[str, Loaded] = {}
-        self._locks = {name: threading.Lock() for name in names}
+        self._locks = {name: threading.Lock() for name in self.names}
 
     def __call__(self, name: object) -> Loaded:
         """A model by its name, loaded at the first call.
@@ -56,12 +65,12 @@ class Models:
         key = str(name)
         with self._locks[key]:
             if key not in self._loaded:
-                self._loaded[key] = _load(key)
+                self._loaded[key] = _load(key, self._sources[key])
             return self._loaded[key]
 
 
-def _load(name: str) -> Loaded:
-    whole = FeatureExtractor.from_pretrained(name, activations="*")
+def _load(name: str, source: str) -> Loaded:
+    whole = FeatureExtractor.from_pretrained(source, activations="*")
     # an extractor that owns its pipeline keeps every prompt it was ever given; a server must not
     fx = FeatureExtractor(whole.pipe, "*", model_id=whole.model_id, revision=whole.revision)
     return Loaded(name, fx, TrainingFreeSegmentor(fx))

@@ -36,4 +36,4 @@ def page(settings: Settings, models: Models, folder: Path) -> gr.Blocks:
             scenes.build(shared)
         with gr.Tab("Look inside", id="look"):
             look.build(shared)
-    return blocks.queue(max_size=settings.waiting)
+    return blocks.queue(max_size=settings.waiting, api_open=False)  # nobody goes past the queue

@@ -45,7 +45,7 @@ def running(settings: Settings) -> Iterator[str]:
                 server_name="0.0.0.0" if settings.public else "127.0.0.1", server_port=settings.port,
                 max_file_size=limits.upload_bytes, app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS,
             )  # fmt: skip
-            threading.Thread(target=models, args=(settings.models[0],), daemon=True).start()
+            threading.Thread(target=models, args=(models.names[0],), daemon=True).start()
             try:
                 yield address
             finally:

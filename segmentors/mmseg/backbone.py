@@ -96,8 +96,8 @@ class DiffusionBackbone(BaseModule):
         self.prompt, self.prompt_key, self.t, self.seed, self.size = prompt, prompt_key, t, seed, _pair(size)
         # On the CPU first: each process of a distributed run moves it to a device of its own.
         self.fx = FeatureExtractor.from_pretrained(
-            model, activations if levels is None else [*levels], revision=revision, variant=variant, device="cpu",
-            dtype=_dtype(dtype, learns), trainable=mode == "full",
+            model, activations if levels is None else cast(Spec, [*levels]), revision=revision, variant=variant,
+            device="cpu", dtype=_dtype(dtype, learns), trainable=mode == "full",
         )  # fmt: skip
         available = (
             by_stride(self.fx.feature_info) if levels is None else as_given(self._ids(levels), self.fx.feature_info)
@@ -108,7 +108,8 @@ class DiffusionBackbone(BaseModule):
         self._identity = {
             "model": model, "weights": identity.sample_weights(unwrap(self.fx.denoiser)), "tune": mode,
             "activations": [list(level.activations) for level in self.feature_info],
-            "t": t, "seed": seed, "prompt": prompt, "prompt_key": prompt_key, "size": self.size,
+            "t": t, "seed": seed, "prompt": prompt, "prompt_key": prompt_key,
+            "size": self.size and list(self.size),  # as JSON gives it back
         }  # fmt: skip
         self.cache = None if cache is None else _cache(cache, self.fx, self._identity)
         if mode == "lora":
@@ -129,15 +130,14 @@ class DiffusionBackbone(BaseModule):
             ValueError: the images are not in [-1, 1], or one has no prompt where it needs one.
         """
         prompts = [self.prompt] * len(x) if self.prompt_key is None else prompts_of(self.prompt_key, len(x))
-        height, width = fit_size(*x.shape[-2:], self.fx.multiple)
-        size = (height, width) if self.size is None else self.size
+        size = fit_size(x.shape[-2], x.shape[-1], self.fx.multiple) if self.size is None else self.size
         features = self._features(x, prompts, size)
         return tuple(
             project([features[id].float() for id in level.activations])
             for level, project in zip(self.feature_info, self.projections, strict=True)
         )
 
-    def _features(self, x: Tensor, prompts: list[str], size: int | tuple[int, int]) -> dict[str, Tensor]:
+    def _features(self, x: Tensor, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor]:
         """Activations of the batch."""
         if not self.frozen:
             return self.fx(x, prompts, t=self.t, seed=self.seed, size=size)
@@ -185,11 +185,9 @@ class DiffusionBackbone(BaseModule):
                 )  # fmt: skip
 
 
-def _pair(size: int | Sequence[int] | None) -> list[int] | None:
-    """(height, width) as a list, which JSON gives back as it was."""
-    if size is None:
-        return None
-    return [size, size] if isinstance(size, int) else [*size]
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width)."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def _tuning(tune: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:

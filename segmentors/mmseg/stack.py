@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from .backbone import projection_of
+from .backbone import DiffusionBackbone, projection_of
 from .levels import Level
 
 
@@ -34,19 +34,20 @@ class DiffusionBackbones(BaseModule):
             ValueError: a model has two levels of one stride, so that it is not clear what to join.
         """
         super().__init__(init_cfg)
-        self.models = nn.ModuleList(MODELS.build(config) for config in backbones)
-        of_model = [[level.stride for level in model.feature_info] for model in self.models]
+        models: list[DiffusionBackbone] = [MODELS.build(config) for config in backbones]
+        self.models = nn.ModuleList(models)
+        of_model = [[level.stride for level in model.feature_info] for model in models]
         if twice := [strides for strides in of_model if len(set(strides)) < len(strides)]:
             raise ValueError(f"models are joined level by level: each needs one level a stride, not {twice[0]}")
         strides = sorted({stride for one in of_model for stride in one})
         self._places = [
             [(m, one.index(stride)) for m, one in enumerate(of_model) if stride in one] for stride in strides
         ]
-        parts = [[self.models[m].channels[i] for m, i in places] for places in self._places]
+        parts = [[models[m].channels[i] for m, i in places] for places in self._places]
         self.feature_info = tuple(
             Level(
-                tuple(f"{m}:{id}" for m, i in places for id in self.models[m].feature_info[i].activations),
-                tuple(count for m, i in places for count in self.models[m].feature_info[i].channels),
+                tuple(f"{m}:{id}" for m, i in places for id in models[m].feature_info[i].activations),
+                tuple(count for m, i in places for count in models[m].feature_info[i].channels),
                 stride,
             )
             for places, stride in zip(self._places, strides, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Iterato
     patch.setenv("GRADIO_TEMP_DIR", str(place))
     with running(Settings(models=("embedded", tiny_model))) as address:
         (folder,) = place.iterdir()
-        yield Server(address, folder, tiny_model)
+        yield Server(address, folder, Path(tiny_model).name)
     assert not list(place.iterdir()), "the page left files behind"
     patch.undo()

@@ -20,8 +20,7 @@ LOOK = Look("a photo of a red cat", 60, 2)
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    name = str(save_sd15(tmp_path_factory.mktemp("model")))
-    return Models([name])(name)
+    return Models([str(save_sd15(tmp_path_factory.mktemp("model")))])("model0")
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,7 @@ from tests.tiny import save_sd15
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    name = str(save_sd15(tmp_path_factory.mktemp("model")))
-    return Models([name])(name)
+    return Models([str(save_sd15(tmp_path_factory.mktemp("model")))])("model0")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def picture() -> Image.Image:
 @pytest.fixture(scope="module")
 def direct(loaded: Loaded) -> FeatureExtractor:
     """The same model as a user loads it."""
-    return FeatureExtractor.from_pretrained(loaded.name)
+    return FeatureExtractor.from_pretrained(loaded.fx.model_id)
 
 
 def runs_of(loaded: Loaded, question: Question, runs: Runs) -> int:
@@ -140,13 +139,15 @@ def test_the_least_used_is_forgotten_first() -> None:
 
 
 def test_models_are_those_named_and_loaded_once(loaded: Loaded) -> None:
-    models = Models([loaded.name])
+    folder = loaded.fx.model_id
+    models = Models([folder, "embedded"])
+    assert models.names == (loaded.name, "embedded") and "/" not in loaded.name
     assert models(loaded.name) is models(loaded.name)
-    for other in ("embedded", "/etc", None, 3, [loaded.name]):
-        with pytest.raises(ValueError, match="and no other model"):
+    for other in (folder, "/etc", None, 3, [loaded.name]):
+        with pytest.raises(ValueError, match="This page offers model0, embedded, and no other model"):
             models(other)
-    for names in ([], ["embedded", "embedded"]):
-        with pytest.raises(ValueError, match="each once"):
+    for names in ([], ["embedded", "embedded"], [folder, folder]):
+        with pytest.raises(ValueError, match="each by another name"):
             Models(names)
 
 

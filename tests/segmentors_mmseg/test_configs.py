@@ -55,7 +55,12 @@ def small(config, stand_ins):
     return model
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "training_free" not in name])
+def heavy(name):
+    """Those of Cityscapes differ from those of ADE20K in numbers alone."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.startswith("cityscapes") else name
+
+
+@pytest.mark.parametrize("name", [heavy(name) for name in NAMES if "training_free" not in name])
 def test_a_shipped_config_builds_and_gives_a_loss(name, stand_ins, tmp_path):
     config = Config.fromfile(CONFIGS / name)
     init_default_scope("mmseg")

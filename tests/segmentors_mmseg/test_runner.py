@@ -99,6 +99,7 @@ def one_of_two(rank, port, path):
     training.main([path, "--launcher", "pytorch"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(sd15, scenes, tmp_path):
     training.main([written(plain(sd15, scenes, tmp_path / "one"), tmp_path / "a")])
     two = plain(sd15, scenes, tmp_path / "two")

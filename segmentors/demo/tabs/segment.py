@@ -53,7 +53,7 @@ def _inputs(shared: Shared) -> list[Any]:
     """In the order in which ``segment`` takes them."""
     limits, names = shared.limits, shared.models.names
     picture = upload("Picture", height=320, elem_id="picture")
-    words: dict[str, Any] = dict(choices=[*CLASSES], multiselect=True, allow_custom_value=True, value=[])
+    words: dict[str, Any] = dict(choices=_known(), multiselect=True, allow_custom_value=True, value=[])
     classes = gr.Dropdown(
         **words, label="Classes", info="What to look for: write a word, press Enter.", elem_id="classes"
     )
@@ -84,22 +84,26 @@ def _inputs(shared: Shared) -> list[Any]:
     return [picture, classes, background, caption, model, t, seed, k, threshold, heads, layers, rescale, how]
 
 
+def _known() -> list[str]:
+    """Words to choose from; visitors may write any other."""
+    shown = [word for classes, background, _ in PHOTOGRAPHS.values() for word in (*classes, *background)]
+    return list(dict.fromkeys([*CLASSES, *shown]))
+
+
 def _outputs() -> tuple[list[Any], gr.Slider]:
     """In the order in which ``segment`` gives them; and how strong the colours are to be."""
     result = gr.AnnotatedImage(label="Labels", height=420, elem_id="result", buttons=["fullscreen"])
     said = gr.Markdown("Choose a picture or an example, and name what to look for.", elem_classes="said")
     opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the colours", elem_id="opacity")
-    with gr.Tab("Before and after"):
-        compared = gr.ImageSlider(
-            label="Left: attention simply averaged. Right: weighted and rescaled.", buttons=["fullscreen"]
-        )
-    with gr.Tab("Score of each class"):
+    with gr.Tab("Compare"):
+        compared = gr.ImageSlider(label="Left: plain attention. Right: weighted, rescaled", buttons=["fullscreen"])
+    with gr.Tab("Scores"):
         maps = gr.Gallery(
             label="Dark for 0, bright for 1", columns=4, height="auto", object_fit="contain", elem_id="scores"
         )
-    with gr.Tab("Weight of each layer"):
+    with gr.Tab("Layers"):
         weights = gr.Label(label="How much each layer of the model counts", num_top_classes=16, show_heading=False)
-    with gr.Tab("Download"):
+    with gr.Tab("Files"):
         files = gr.File(
             label="Label picture, overlay, and scores (classes, height, width)", file_count="multiple", elem_id="files"
         )
