@@ -74,7 +74,7 @@ def run(
 
 def _score(config: Config, split: str) -> float:
     config.test_dataloader.dataset.split = split
-    return Runner.from_cfg(config).test()["mIoU"] / 100
+    return float(Runner.from_cfg(config).test()["mIoU"]) / 100
 
 
 def _levels(backbone: dict[str, Any]) -> int:

@@ -14,11 +14,11 @@ CSS = """
 #title p { color: var(--body-text-color-subdued); margin: 0; max-width: 62em; }
 .said { min-height: 1.6em; color: var(--body-text-color-subdued); }
 .hint p { color: var(--body-text-color-subdued); font-size: 0.9rem; }
+.table-wrap { overflow-x: auto; max-width: calc(100vw - 3rem); }
 .sharp img { image-rendering: pixelated; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.5rem !important; }
   #title h1 { font-size: 1.3rem; }
-  .row { flex-direction: column; }
 }
 """
 
