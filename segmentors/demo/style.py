@@ -14,7 +14,7 @@ CSS = """
 #title p { color: var(--body-text-color-subdued); margin: 0; max-width: 62em; }
 .said { min-height: 1.6em; color: var(--body-text-color-subdued); }
 .hint p { color: var(--body-text-color-subdued); font-size: 0.9rem; }
-.table-wrap { overflow-x: auto; max-width: calc(100vw - 3rem); }
+.table-wrap { overflow-x: auto; max-width: calc(100vw - 5rem); }
 .sharp img { image-rendering: pixelated; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.5rem !important; }
