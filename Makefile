@@ -24,13 +24,13 @@ test: install  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-full: install  ## the slow tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ''
 
 clean:  ## what the build and the tests leave behind, and the environment
 	rm -rf $(VENV) build dist outputs .pytest_cache .mypy_cache .ruff_cache

@@ -22,8 +22,8 @@ from .segmenting import fingerprint
 Features = dict[str, Tensor]
 Point = tuple[int, int]
 
-SHOWN = 384
-"""Pixels on the longer side of small pictures of maps and features."""
+SHOWN, TILE = 512, 384
+"""Pixels on the longer side of pictures to look at, and of each of many."""
 VEIL = 0.65
 """How much of a map covers the picture under it."""
 
@@ -62,7 +62,7 @@ def features(loaded: Loaded, picture: Image.Image, look: Look, ids: Sequence[str
 
 def components(found: Features, picture: Image.Image) -> list[tuple[Image.Image, str]]:
     """The first three principal components of each feature as colours, in the shape of the picture, with a title."""
-    size = _shown(picture)
+    size = shown_size(picture.size, TILE)
     return [
         (pca_image(tensor).resize(size, Image.Resampling.NEAREST), f"{id}  ({'x'.join(map(str, tensor.shape))})")
         for id, tensor in found.items()
@@ -129,7 +129,7 @@ def attention(loaded: Loaded, picture: Image.Image, look: Look, word: str) -> tu
 
 def layers(maps: dict[str, Tensor], picture: Image.Image) -> list[tuple[Image.Image, str]]:
     """A picture of each layer, the mean over its heads, each stretched by itself."""
-    size = _shown(picture)
+    size = shown_size(picture.size, TILE)
     return [(heat(_stretched(heads.mean(dim=0)), size), _place(id)) for id, heads in maps.items()]
 
 
@@ -142,7 +142,7 @@ def heads(maps: dict[str, Tensor], layer: str, picture: Image.Image) -> list[tup
     chosen = {_place(id): tensor for id, tensor in maps.items()}
     if layer not in chosen:
         raise ValueError(f"There is no layer {layer}; there are {', '.join(chosen)}.")
-    size = _shown(picture)
+    size = shown_size(picture.size, TILE)
     return [(heat(_stretched(one), size), f"head {number}") for number, one in enumerate(chosen[layer])]
 
 
@@ -157,7 +157,7 @@ def under(picture: Image.Image, values: Tensor) -> Image.Image:
 
 def marked(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
     """A picture enlarged to be seen, with a ring around a point (x, y)."""
-    size = _shown(picture, 512)
+    size = shown_size(picture.size)
     scale = size[0] / picture.width
     sheet = picture.resize(size, Image.Resampling.BICUBIC)
     x, y = (coordinate * scale for coordinate in point)
@@ -172,6 +172,7 @@ def _stretched(values: Tensor) -> Tensor:
     return (values - low) / (high - low).clamp(min=1e-12)
 
 
-def _shown(picture: Image.Image, side: int = SHOWN) -> tuple[int, int]:
-    scale = side / max(picture.size)
-    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+def shown_size(size: tuple[int, int], side: int = SHOWN) -> tuple[int, int]:
+    """Width and height of a picture when its longer side is brought to ``side`` pixels."""
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

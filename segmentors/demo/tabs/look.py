@@ -9,7 +9,7 @@ import gradio as gr
 
 from .. import uploads
 from ..boundary import plain, upload
-from ..looking import Look, Similar, attention, components, features, heads, layers, similar
+from ..looking import Look, Similar, attention, components, features, heads, layers, shown_size, similar
 from ..models import Loaded
 from ..settings import Limits
 from ..shared import RUNS, Shared
@@ -92,8 +92,8 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
 
 def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
     gr.Markdown(
-        "Click on the picture, on the left: bright is what the model takes for the same. With a second picture, the "
-        "ring in it is where the point is found again.", elem_classes="hint",
+        "Click on the picture, on the left, or on the answer below: bright is what the model takes for the same. With "
+        "a second picture, the ring in it is where the point is found again.", elem_classes="hint",
     )  # fmt: skip
     second = upload("Second picture (may be empty)", height=200, elem_id="second")
     with gr.Row(equal_height=True):
@@ -114,9 +114,19 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
     def clicked(event: gr.SelectData) -> tuple[int, int]:
         return event.index[0], event.index[1]
 
-    asked[0].select(clicked, None, [column, row], queue=False, api_visibility="private").then(
-        find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS
-    )
+    @plain
+    def clicked_again(picture: Any, event: gr.SelectData) -> tuple[int, int]:
+        """A pixel of the picture that was sent, from one of the picture that is shown larger."""
+        full = uploads.full_size(picture, shared.folder, shared.limits)
+        shown = shown_size(full)
+        return event.index[0] * full[0] // shown[0], event.index[1] * full[1] // shown[1]
+
+    place, quiet = [column, row], dict(queue=False, api_visibility="private")
+    for point in (
+        asked[0].select(clicked, None, place, **quiet),
+        here.select(clicked_again, asked[0], place, preprocess=False, **quiet),
+    ):
+        point.then(find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS)
 
 
 def _find(shared: Shared) -> Callable[..., Similar]:

@@ -118,7 +118,7 @@ def _examples(shared: Shared, asked: Sequence[Any]) -> None:
     for number in SCENES:
         one = scene("test", number)
         one.image.save(folder / f"scene-{number}.png")
-        drawn.append([str(folder / f"scene-{number}.png"), [*one.classes], [], one.caption])
+        drawn.append([str(folder / f"scene-{number}.png"), [*one.classes], [], ""])
     gr.Examples(drawn, inputs, label="Drawn scenes, which the embedded model knows", api_visibility="private")
     gr.Examples(
         _photographs(), inputs, label="Photographs, for a model that was trained on such", api_visibility="private"

@@ -1,0 +1,90 @@
+"""What the demo's page adds to a bare call of the segmentor.
+
+    python benchmarks/app.py [--scenes N] [--json FILE]
+
+The page is served in this process with the embedded model and asked through its API. A request and the same call of
+``TrainingFreeSegmentor`` are timed one right after the other, in alternating order, on scenes not seen before; the
+ratio is of their seconds on the clock. The request also uploads the picture, computes the plain segmentation to compare
+with, draws, encodes and fetches all results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from gradio_client import Client, handle_file
+from measure import cost, machine, pair, spread, table
+
+from diffusion_features import FeatureExtractor
+from diffusion_features.embedded import TEST_SEED, render
+from segmentors import TrainingFreeSegmentor
+from segmentors.demo import Settings, running
+
+
+def measured(count: int, folder: Path) -> dict[str, Any]:
+    """Seconds of requests and calls, each name → median, lowest and highest; and the median of their ratios."""
+    began = time.perf_counter()
+    segment = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"))
+    loading = time.perf_counter() - began
+    with running(Settings(port=None)) as address:
+        client = Client(address, verbose=False, download_files=str(folder / "fetched"))
+        request, again, call, ratio = [], [], [], []
+        for number in range(count + 1):
+            scene = render(TEST_SEED + number)
+            file = folder / f"{number}.png"
+            scene.image.save(file)
+            words, told = [*scene.classes], ", ".join([scene.caption, *scene.classes])
+
+            def ask(words: list[str], file: Path = file, told: str = told) -> Any:
+                return client.predict(handle_file(str(file)), words, caption=told, api_name="/segment")
+
+            asked, called = pair(
+                lambda ask=ask, words=words: ask(words),
+                lambda scene=scene, words=words, told=told: segment(scene.image, words, caption=told),
+                swap=bool(number % 2),
+            )
+            changed = cost(lambda ask=ask, words=words: ask(words[1:]))
+            if number == 0:
+                first = asked.wall
+                continue
+            request.append(asked.wall)
+            call.append(called.wall)
+            again.append(changed.wall)
+            ratio.append(asked.wall / called.wall)
+    return {
+        "loading the model, s": loading,
+        "first request, s": first,
+        "a request, s": spread(request),
+        "classes changed, s": spread(again),
+        "a bare call, s": spread(call),
+        "request / bare call": statistics.median(ratio),
+        "scenes": count,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=20, metavar="N", help="default: 20")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(args.scenes, Path(folder))
+    rows = [
+        [name, *(f"{value[key]:.2f}" for key in ("median", "min", "max"))]
+        if isinstance(value, dict)
+        else [name, f"{value:.2f}" if isinstance(value, float) else str(value), "", ""]
+        for name, value in found.items()
+    ]
+    print(table(["", "median", "lowest", "highest"], rows))
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(), "figures": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
