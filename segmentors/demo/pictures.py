@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segmentors.training_free.pictures import RGB, heat, label_image
 
-SMALLEST = 640
+SMALLEST = 512
 """Smaller pictures are enlarged to this many pixels on the longer side, so that browsers do not blur labels."""
 TILE = 256
 

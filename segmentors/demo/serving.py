@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .models import Models
@@ -61,4 +61,5 @@ def serve(settings: Settings) -> None:
     """Serve the page until Ctrl-C, and say where it is. Raises as ``running``."""
     with running(settings) as address:
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
-        threading.Event().wait()
+        with suppress(KeyboardInterrupt):  # the ordinary end, no failure
+            threading.Event().wait()

@@ -121,7 +121,8 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
         shown = shown_size(full)
         return event.index[0] * full[0] // shown[0], event.index[1] * full[1] // shown[1]
 
-    place, quiet = [column, row], dict(queue=False, api_visibility="private")
+    place: list[Any] = [column, row]
+    quiet: dict[str, Any] = dict(queue=False, api_visibility="private")
     for point in (
         asked[0].select(clicked, None, place, **quiet),
         here.select(clicked_again, asked[0], place, preprocess=False, **quiet),
