@@ -130,7 +130,8 @@ def _print(rows: list[Row]) -> None:
         return f"{gain.mean:+.4f}{interval}"
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("technique", "recommendation", "SSIM gain", "Laplacian gain"):
+    table.add_column("technique", overflow="fold")
+    for column in ("recommendation", "SSIM gain", "Laplacian gain"):
         table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(row.technique, row.verdict, shown(row.ssim), shown(row.laplacian))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -45,11 +46,13 @@ def running(settings: Settings) -> Iterator[str]:
                 server_name="0.0.0.0" if settings.public else "127.0.0.1", server_port=settings.port,
                 max_file_size=limits.upload_bytes, app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS,
             )  # fmt: skip
-            threading.Thread(target=models, args=(models.names[0],), daemon=True).start()
+            loading = threading.Thread(target=models, args=(models.names[0],))
+            loading.start()
             try:
                 yield address
             finally:
                 blocks.close(verbose=False)
+                loading.join()  # a thread inside torch must not outlive the interpreter
         finally:
             if before is None:
                 del os.environ["GRADIO_TEMP_DIR"]
@@ -59,6 +62,7 @@ def running(settings: Settings) -> Iterator[str]:
 
 def serve(settings: Settings) -> None:
     """Serve the page until Ctrl-C, and say where it is. Raises as ``running``."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # hosts end a page so: its files must go then too
     with running(settings) as address:
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
         with suppress(KeyboardInterrupt):  # the ordinary end, no failure

@@ -19,6 +19,8 @@ from tests.app.serving import Server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
 
+pytestmark = pytest.mark.slow  # minutes, and it needs a browser
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",

@@ -22,7 +22,8 @@ from tests.tiny import save_sd15
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return Models([str(save_sd15(tmp_path_factory.mktemp("model")))])("model0")
+    folder = save_sd15(tmp_path_factory.mktemp("models") / "small")
+    return Models([str(folder)])("small")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_models_are_those_named_and_loaded_once(loaded: Loaded) -> None:
     assert models.names == (loaded.name, "embedded") and "/" not in loaded.name
     assert models(loaded.name) is models(loaded.name)
     for other in (folder, "/etc", None, 3, [loaded.name]):
-        with pytest.raises(ValueError, match="This page offers model0, embedded, and no other model"):
+        with pytest.raises(ValueError, match="This page offers small, embedded, and no other model"):
             models(other)
     for names in ([], ["embedded", "embedded"], [folder, folder]):
         with pytest.raises(ValueError, match="each by another name"):
