@@ -19,15 +19,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from numpy.typing import NDArray
+from segment import ceiling
 
 from diffusion_features import FeatureExtractor
 from diffusion_features.embedded import BACKGROUNDS, CLASSES, COLOURS, OBJECTS, TEST_SEED, Scene, label, path, render
 from diffusion_features.embedded.dataset import SPLITS, scenes
+from segmentors.evaluation import count, scores
+from segmentors.training_free.words import find_phrases, token_positions
 
 GRID = 32
 LEVELS = (100, 300, 500, 700, 900)
-Labels = NDArray[np.uint8]
 
 
 def pixels(scene: Scene) -> torch.Tensor:
@@ -43,18 +44,6 @@ def psnr(pipe: StableDiffusionPipeline, scene: Scene) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(y, x)))
 
 
-def spans(pipe: StableDiffusionPipeline, prompt: str, words: Sequence[str]) -> list[list[int]]:
-    """Return the token positions of each of ``words``, which occur once and in this order."""
-    offsets = pipe.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-    found, start = [], 0
-    for word in words:
-        start = prompt.index(word, start)
-        end = start + len(word)
-        found.append([i for i, (a, b) in enumerate(offsets) if start <= a < b <= end])
-        start = end
-    return found
-
-
 def class_maps(fx: FeatureExtractor, scene: Scene, t: int, seed: int) -> torch.Tensor:
     """Return one map per class of ``scene.classes``, each spanning 0..1: float32 [classes, GRID, GRID].
 
@@ -63,7 +52,9 @@ def class_maps(fx: FeatureExtractor, scene: Scene, t: int, seed: int) -> torch.T
     prompt = "a photo of " + " and ".join(scene.classes)
     captured = fx(scene.image, prompt, t=t, seed=seed, activations="*-cross-map", heads="mean")
     mean = torch.stack([on_grid(tensor[0, 0]) for tensor in captured.values()]).mean(dim=0)
-    maps = torch.stack([mean[positions].mean(dim=0) for positions in spans(fx.pipe, prompt, scene.classes)])
+    spans = find_phrases(prompt, {name: [name] for name in scene.classes})
+    tokens = [token_positions(fx.pipe.tokenizer, prompt, spans[name]) for name in scene.classes]
+    maps = torch.stack([mean[positions].mean(dim=0) for positions in tokens])
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp(min=1e-8)
 
@@ -75,51 +66,30 @@ def on_grid(probabilities: torch.Tensor) -> torch.Tensor:
     return F.interpolate(grid, (GRID, GRID), mode="bilinear", align_corners=False)[0]
 
 
-def segment(maps: torch.Tensor, classes: Sequence[str], size: tuple[int, int]) -> Labels:
-    """Give every pixel of (height, width) the class whose map is highest there."""
-    best = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0].argmax(dim=0).numpy()
-    return np.array([label(name) for name in classes], np.uint8)[best]
+def counted(maps: torch.Tensor, scene: Scene) -> torch.Tensor:
+    """Give every pixel the class whose map is highest there, and count against the truth, see ``count``."""
+    truth = torch.from_numpy(scene.semantic).long()
+    best = F.interpolate(maps[None], truth.shape, mode="bilinear", align_corners=False)[0].argmax(dim=0)
+    return count(torch.tensor([label(name) for name in scene.classes])[best], truth, len(CLASSES))
 
 
-def ceiling(semantic: Labels) -> Labels:
-    """Return ``semantic`` reduced to the grid by majority and brought back: the best that the grid allows."""
-    height, width = semantic.shape
-    cells = np.eye(len(CLASSES), dtype=np.float32)[semantic]
-    votes = cells.reshape(GRID, height // GRID, GRID, width // GRID, -1).sum(axis=(1, 3)).argmax(-1)
-    return np.repeat(np.repeat(votes, height // GRID, 0), width // GRID, 1).astype(np.uint8)
+def iou(counts: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return the mean IoU, its 95% interval over images, its means over objects and over backgrounds, and each class's.
 
-
-def iou(pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, Any]:
-    """Return intersection over union over all (prediction, truth) pairs: each class's, and means.
-
-    ``interval`` is the 95% interval of the mean under resampling of the images.
+    A class that is in no truth and no prediction counts in no mean.
     """
-    confusions = np.stack([
-        np.bincount(truth.ravel().astype(np.int64) * len(CLASSES) + predicted.ravel(), minlength=len(CLASSES) ** 2)
-        for predicted, truth in pairs
-    ]).reshape(-1, len(CLASSES), len(CLASSES))  # fmt: skip
-    each = _each(confusions.sum(0))
-    rng = np.random.default_rng(0)
-    draws = [np.nanmean(_each(confusions[rng.integers(len(pairs), size=len(pairs))].sum(0))) for _ in range(500)]
-    count = len(BACKGROUNDS)
+    found = scores(torch.stack(list(counts)))
+    each, first = np.array(found["iou"]), len(BACKGROUNDS)
     return {
-        "mean": float(np.nanmean(each)), "interval": [float(v) for v in np.percentile(draws, (2.5, 97.5))],
-        "backgrounds": float(np.nanmean(each[:count])), "objects": float(np.nanmean(each[count:])),
-        **{name: float(each[i]) for i, name in enumerate(CLASSES) if not np.isnan(each[i])},
+        "mean": found["miou"], "interval": found["miou_interval"],
+        "backgrounds": float(np.nanmean(each[:first])), "objects": float(np.nanmean(each[first:])),
+        **{name: value for name, value in zip(CLASSES, found["iou"], strict=True) if not np.isnan(value)},
     }  # fmt: skip
-
-
-def _each(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """IoU of each class; undefined (NaN) for one that neither truth nor prediction has."""
-    hit = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hit
-    return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
 
 
 def segmentation(fx: FeatureExtractor, drawn: Sequence[Scene], t: int) -> dict[str, Any]:
     """Return the IoU of each class and their mean, of plain cross-attention against the truth."""
-    predicted = [segment(class_maps(fx, s, t, seed), s.classes, s.semantic.shape) for seed, s in enumerate(drawn)]
-    return iou([(p, s.semantic) for p, s in zip(predicted, drawn, strict=True)])
+    return iou([counted(class_maps(fx, scene, t, seed), scene) for seed, scene in enumerate(drawn)])
 
 
 @torch.no_grad()
@@ -197,7 +167,7 @@ def measure(pipe: StableDiffusionPipeline, drawn: Sequence[Scene], timesteps: Se
     for t in timesteps:
         result[f"iou_t{t}"] = segmentation(fx, drawn, t)
     result["iou_untrained"] = segmentation(FeatureExtractor.from_pipe(untrained(pipe)), drawn, timesteps[0])
-    result["iou_ceiling"] = iou([(ceiling(s.semantic), s.semantic) for s in drawn])
+    result["iou_ceiling"] = iou([ceiling(s, GRID) for s in drawn])
     return result
 
 

@@ -30,6 +30,8 @@ from .truncating import untruncated
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
+RECENT = 256
+"""Distinct prompts of calls that an extractor of its own pipeline remembers: a server would gather them without end."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class FeatureExtractor(nn.Module):
         self._loaded = [a.id for a in loaded]
         self.presets = presets(self.family.preset_model(inner, self.model_id))
         self.activations = self._select(activations)
-        self._prompts: dict[str, Any] = {}
+        self._prompts: dict[str, Any] = {}  # asked for
+        self._recent: dict[str, Any] = {}  # of calls
         self._released = False
 
     # ---- making one -------------------------------------------------------------------------------------------------
@@ -410,7 +413,9 @@ class FeatureExtractor(nn.Module):
             self._prompts.update(zip(new, self.family.encode_prompts(self.pipe, new), strict=True))
 
     def release_text_encoders(self) -> None:
-        """Free the text encoders. Prompts encoded before stay available, others are refused.
+        """Free the text encoders. Prompts given to ``encode_prompts``, and the last 256 of calls, stay available.
+
+        Others are refused.
 
         Raises:
             ValueError: the pipeline belongs to the caller.
@@ -425,16 +430,16 @@ class FeatureExtractor(nn.Module):
         prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt)
         if len(prompts) != batch:
             raise ValueError(f"{len(prompts)} prompts for {batch} images: give one prompt, or one an image")
-        known = self._prompts
+        known = {**self._recent, **self._prompts}
         new = [p for p in dict.fromkeys(prompts) if p not in known]
         if new and self._released:
             raise ValueError(f"the text encoders were released; known prompts are {list(known)}, not {new[0]!r}")
         if new:
             with torch.no_grad():
                 encoded = dict(zip(new, self.family.encode_prompts(self.pipe, new), strict=True))
-            known = {**known, **encoded}
+            known |= encoded
             if self.owned:
-                self._prompts = known
+                self._recent = dict([*self._recent.items(), *encoded.items()][-RECENT:])
         return [known[p] for p in prompts]
 
     # ---- nn.Module --------------------------------------------------------------------------------------------------

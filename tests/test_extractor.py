@@ -383,6 +383,18 @@ def test_each_distinct_prompt_is_encoded_once(folder: Folders) -> None:
     assert len(calls) == 3
 
 
+def test_only_the_last_prompts_of_calls_are_remembered(folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion_features.extractor.RECENT", 2)
+    extractor = FeatureExtractor.from_pretrained(folder("sd15"))
+    extractor.encode_prompts("asked for")
+    calls = counted(extractor.pipe.text_encoder)
+    extractor(picture(3), ["one", "two", "three"])
+    extractor(picture(3), ["three", "asked for", "two"])
+    assert len(calls) == 3
+    extractor(picture(), "one")
+    assert len(calls) == 4
+
+
 def test_a_caller_s_prompts_are_encoded_at_each_call() -> None:
     pipe = sd15_pipe()
     extractor = FeatureExtractor.from_pipe(pipe)

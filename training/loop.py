@@ -61,7 +61,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--again", type=Path, metavar="FILE", help="a finished checkpoint, moved away, to start from")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="no", help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/embedded"), help="checkpoints (default: %(default)s)")
-    parser.add_argument("--logs", type=Path, default=Path("training/logs"), help="logs (default: %(default)s)")
+    parser.add_argument("--log-folder", type=Path, default=Path("training/logs"), help="logs (default: %(default)s)")
     return parser
 
 
@@ -80,7 +80,7 @@ class Loop:
         self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
         self.average = EMAModel(task.parameters, decay=task.decay)
         self.budget, self.began, self.step = Budget(options.steps, options.until), time.time(), 0
-        self.checkpoint, self.log = options.runs / f"{task.name}.pt", options.logs / f"{task.name}.jsonl"
+        self.checkpoint, self.log = options.runs / f"{task.name}.pt", options.log_folder / f"{task.name}.jsonl"
         if self.checkpoint.exists():
             state = self._restore(self.checkpoint)
             self.step, self.began, self.budget = state["step"], state["began"], Budget(**state["budget"])

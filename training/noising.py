@@ -15,6 +15,8 @@ NOISE: Final[dict[str, Any]] = {
 #: t = 1000 u^LEAN for u uniform in [0, 1): at low t the image says everything and the caption nothing.
 LEAN = 0.7
 SNR = 5.0
+#: Weight of the loss of tokens that shall say nothing.
+SILENCE = 0.2
 
 
 class Denoising(nn.Module):
@@ -32,7 +34,7 @@ class Denoising(nn.Module):
         t: Tensor,
         noise: Tensor,
         hint: Tensor | None = None,
-        mask: Tensor | None = None,
+        silent: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return "loss", weighted, and "plain", the mean squared error of the predicted noise (scalars).
 
@@ -41,7 +43,8 @@ class Denoising(nn.Module):
             ids: token ids, int64 [N, 77].
             t: int64 [N], 0 to 999.
             hint: [N, 3, H, W] in [0, 1], for a ControlNet.
-            mask: bool [N, 77], the tokens that the denoiser may read; all of them without.
+            silent: bool [N, 77], tokens that shall say nothing: the denoiser reads those of an empty caption instead,
+                and how far the text encoder's are from these, "spoken", is part of the loss.
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says
@@ -49,22 +52,25 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        predicted = self.predict(noisy, t, ids, hint, mask)
-        each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        text, spoken = self.text(ids).last_hidden_state, {}
+        if silent is not None:
+            empty = torch.where(torch.arange(ids.shape[1], device=ids.device) > 0, ids[:1, -1:], ids[:1, :1])
+            nothing = self.text(empty).last_hidden_state
+            spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
+            text = torch.where(silent[..., None], nothing, text)
+        each = F.mse_loss(self.predict(noisy, t, text, hint).float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
-        return {"loss": (weight * each).mean(), "plain": each.mean().detach()}
+        loss = (weight * each).mean() + SILENCE * sum(spoken.values())
+        return {"loss": loss, "plain": each.mean().detach(), **spoken}
 
-    def predict(
-        self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, noisy: Tensor, t: Tensor, text: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
-        text = self.text(ids).last_hidden_state
         residuals = {}
         if self.control is not None:
             down, mid = self.control(noisy, t, text, hint, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        return self.unet(noisy, t, text, encoder_attention_mask=mask, **residuals).sample
+        return self.unet(noisy, t, text, **residuals).sample
 
 
 def noised(latents: Tensor, ids: Tensor, generator: Generator) -> dict[str, Tensor]:

@@ -60,15 +60,13 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(str(folder))
 
 
-def readable(ids: Tensor, generator: Generator) -> Tensor:
-    """The tokens that a UNet may read, bool [N, 77]: for half of the captions, drawn at random, not the padding.
+def padding(ids: Tensor) -> Tensor:
+    """Where a caption has ended, bool [N, 77]: at its end token and at the copies of it that follow.
 
-    A CLIP text encoder is causal and pads with its end token: each of some sixty tokens of padding sums up the whole
-    caption. A denoiser that can always read those learns to look at no word.
+    A CLIP text encoder is causal: each of these some sixty tokens can sum up the whole caption, and a denoiser that
+    finds everything there learns to look at no word.
     """
-    end = ids == ids[:, -1:]
-    padding = end & (end.cumsum(dim=1) > 1)
-    return ~padding | (torch.rand(len(ids), 1, generator=generator) < 0.5)
+    return ids == ids[:, -1:]
 
 
 @torch.no_grad()
@@ -124,7 +122,7 @@ def main() -> None:
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = [name for name in BATCH if step % EVERY[name] == 0]
         drawn = [sets[name].draw(round(BATCH[name] * share), generator) for name in due]
-        return [noised(x, ids, generator) | {"mask": readable(ids, generator)} for _, x, ids in drawn]
+        return [noised(x, ids, generator) | {"silent": padding(ids)} for _, x, ids in drawn]
 
     def measure() -> dict[str, float]:
         samples(pipeline(module, words, torch.float32), PROMPTS[:COLUMNS], steps=10).save(options.runs / "unet.png")

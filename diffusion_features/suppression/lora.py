@@ -257,8 +257,9 @@ def _restore(layer: Any, state: tuple[list[str], dict[str, float], bool]) -> Non
 @contextmanager
 def _forgotten_prompts(fx: Any) -> Iterator[None]:
     """Prompts are encoded anew inside, by the text encoder as it is there, and nothing of that is kept."""
-    before, fx._prompts = fx._prompts, {}
+    before = fx._prompts, fx._recent
+    fx._prompts, fx._recent = {}, {}
     try:
         yield
     finally:
-        fx._prompts = before
+        fx._prompts, fx._recent = before

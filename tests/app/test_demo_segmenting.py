@@ -154,7 +154,7 @@ def test_models_are_those_named_and_loaded_once(loaded: Loaded) -> None:
 
 def test_no_prompt_is_kept_by_the_model(loaded: Loaded, picture: Image.Image) -> None:
     answer(loaded, Question(picture, ("cat",), caption="a secret of a visitor"), Recent(1))
-    assert not loaded.fx._prompts
+    assert not loaded.fx._prompts and not loaded.fx._recent
 
 
 def test_truth_and_overlap_of_a_scene() -> None:

@@ -46,7 +46,7 @@ def test_variants_equal_calls_of_their_own_and_share_what_is_equal(tmp_path: Pat
     for name, features in expected.items():
         for id, feature in features.items():
             torch.testing.assert_close(found[name][id], feature)
-    assert fx._prompts == {}
+    assert fx._prompts == fx._recent == {}
 
 
 def test_variants_encode_again_under_a_lora_of_the_text_encoder(tmp_path: Path) -> None:
