@@ -149,6 +149,7 @@ class Loop:
 
 def train(task: Task, options: argparse.Namespace) -> None:
     """Train to the end, with a checkpoint every few minutes and the export last."""
+    options.runs.mkdir(parents=True, exist_ok=True)
     loop, saved = Loop(task, options), time.time()
     while (done := loop.progress()) < 1:
         found = loop.advance(done)

@@ -52,25 +52,32 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        text, spoken = self.text(ids).last_hidden_state, {}
+        text, spoken = self.read(ids), {}
         if silent is not None:
             empty = torch.where(torch.arange(ids.shape[1], device=ids.device) > 0, ids[:1, -1:], ids[:1, :1])
-            nothing = self.text(empty).last_hidden_state
+            nothing = self.read(empty)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
             text = torch.where(silent[..., None], nothing, text)
-        each = F.mse_loss(self.predict(noisy, t, text, hint).float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        predicted = self.predict(noisy, t, text, ids, hint)
+        each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
         loss = (weight * each).mean() + SILENCE * sum(spoken.values())
         return {"loss": loss, "plain": each.mean().detach(), **spoken}
 
-    def predict(self, noisy: Tensor, t: Tensor, text: Tensor, hint: Tensor | None = None) -> Tensor:
+    def read(self, ids: Tensor) -> Tensor:
+        """Return the text encoder's last hidden state, [N, tokens, width]."""
+        text: Tensor = self.text(ids).last_hidden_state
+        return text
+
+    def predict(self, noisy: Tensor, t: Tensor, text: Tensor, ids: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
         residuals = {}
         if self.control is not None:
             down, mid = self.control(noisy, t, text, hint, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        return self.unet(noisy, t, text, **residuals).sample
+        predicted: Tensor = self.unet(noisy, t, text, **residuals).sample
+        return predicted
 
 
 def noised(latents: Tensor, ids: Tensor, generator: Generator) -> dict[str, Tensor]:

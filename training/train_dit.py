@@ -49,14 +49,15 @@ SIZES = {"small": Size(8, 4, 1e-3), "large": Size(12, 8, 5e-4)}
 class Masked(Denoising):
     """The denoising of a transformer that is told which tokens are padding."""
 
-    def predict(
-        self, noisy: Tensor, t: Tensor, ids: Tensor, hint: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def read(self, ids: Tensor) -> Tensor:
+        """Return the text encoder's last hidden state, [N, tokens, width]."""
+        text: Tensor = self.text(ids, attention_mask=(ids != 0).long()).last_hidden_state
+        return text
+
+    def predict(self, noisy: Tensor, t: Tensor, text: Tensor, ids: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
-        mask = (ids != 0).long()
-        text = self.text(ids, attention_mask=mask).last_hidden_state
         none = {"resolution": None, "aspect_ratio": None}
-        predicted: Tensor = self.unet(noisy, text, t, none, encoder_attention_mask=mask).sample
+        predicted: Tensor = self.unet(noisy, text, t, none, encoder_attention_mask=(ids != 0).long()).sample
         return predicted
 
 

@@ -36,7 +36,7 @@ def test_padding_changes_no_prediction(words):
     def predict(text: list[str], length: int) -> torch.Tensor:
         ids = words(text, padding="max_length", max_length=length, return_tensors="pt").input_ids
         with torch.no_grad():
-            return module.predict(noisy, t, ids)
+            return module.predict(noisy, t, module.read(ids), ids)
 
     short = predict(["a red car", "sand"], TOKENS)
     torch.testing.assert_close(short, predict(["a red car", "sand"], CONTEXT), rtol=1e-4, atol=1e-5)
