@@ -45,7 +45,7 @@ def task(module, exported, seen=None, die_at=None):
 
 
 def options(folder, steps=40, again=None):
-    return argparse.Namespace(steps=steps, until=0.0, again=again, precision="no", runs=folder, logs=folder)
+    return argparse.Namespace(steps=steps, until=0.0, again=again, precision="no", runs=folder, log_folder=folder)
 
 
 def test_a_resumed_training_equals_an_unbroken_one(tmp_path, monkeypatch):
