@@ -35,7 +35,7 @@ class Captioned:
     """Latents and captions of one scene set, the captions as token ids of length ``tokens``."""
 
     def __init__(
-        self, latents: Tensor, captions: list[list[str]], tokenizer: PreTrainedTokenizerBase, tokens: int = 77
+        self, latents: Tensor, captions: list[list[str]], tokenizer: PreTrainedTokenizerBase, tokens: int
     ) -> None:
         self.latents = latents
         flat = [text for scene in captions for text in scene]

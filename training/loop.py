@@ -78,21 +78,23 @@ class Loop:
         self.accelerator = Accelerator(cpu=CPU, mixed_precision=options.precision)
         optimizer = torch.optim.AdamW(task.parameters, lr=task.rate, betas=(0.9, 0.99), weight_decay=0.01)
         self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
-        self.average = EMAModel(task.parameters, decay=task.decay)
         self.budget, self.began, self.step = Budget(options.steps, options.until), time.time(), 0
         self.checkpoint, self.log = options.runs / f"{task.name}.pt", options.log_folder / f"{task.name}.jsonl"
-        if self.checkpoint.exists():
-            state = self._restore(self.checkpoint)
+        begun = self.checkpoint.exists()
+        state = self._restore(self.checkpoint if begun else options.again)
+        self.average = EMAModel(task.parameters, decay=task.decay)
+        if begun:
             self.step, self.began, self.budget = state["step"], state["began"], Budget(**state["budget"])
-        elif options.again:
-            self._restore(options.again)
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.accelerator.device)
 
-    def _restore(self, path: Path) -> dict[str, Any]:
+    def _restore(self, path: Path | None) -> dict[str, Any]:
+        """Load the weights and the optimizer's state, if there are any, and return all of a checkpoint."""
+        if path is None:
+            return {}
         state: dict[str, Any] = torch.load(path, map_location="cpu")
         self.task.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        self.average.to(self.accelerator.device)
         return state
 
     def save(self) -> None:

@@ -40,11 +40,11 @@ class Denoising(nn.Module):
 
         Args:
             latents, noise: [N, 4, h, w], clean and standard normal.
-            ids: token ids, int64 [N, 77].
+            ids: token ids, int64 [N, tokens].
             t: int64 [N], 0 to 999.
             hint: [N, 3, H, W] in [0, 1], for a ControlNet.
-            silent: bool [N, 77], tokens that shall say nothing: the denoiser reads those of an empty caption instead,
-                and how far the text encoder's are from these, "spoken", is part of the loss.
+            silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
+                how far the text encoder's are from these, "spoken", is part of the loss.
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says

@@ -18,7 +18,7 @@ from noising import Denoising, noised
 from scenes import ROOT, load
 from skimage.feature import canny
 from torch import Generator, Tensor
-from train_unet import EXPORT, validation
+from train_unet import EXPORT, TOKENS, validation
 
 SEED = 20_261_123
 FOLDER = ROOT / "diffusion_features" / "embedded" / "canny"
@@ -38,7 +38,7 @@ def main() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(EXPORT, dtype=torch.float32)
     with first():
         sets = {
-            name: Captioned(latents(name, pipeline.vae), load(name)[1], pipeline.tokenizer)
+            name: Captioned(latents(name, pipeline.vae), load(name)[1], pipeline.tokenizer, TOKENS)
             for name in ("large", "validation")
         }
     images = load("large")[0]

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from scenes import ROOT
 from torch import Generator, Tensor
-from train_unet import EXPORT, validation
+from train_unet import EXPORT, TOKENS, validation
 
 from diffusion_features.embedded.world import TRAIN_SEED, VALIDATION_SEED, render
 
@@ -36,7 +36,9 @@ def sketches(pipeline: StableDiffusionPipeline, first: int, count: int) -> Capti
     scenes = [render(first + i, style="sketch") for i in range(count)]
     pixels: Tensor = tensor(np.stack([np.asarray(scene.image) for scene in scenes]))
     found = torch.cat([pipeline.vae.encode(x).latent_dist.mode() for x in pixels.split(16)])
-    return Captioned(found * pipeline.vae.config.scaling_factor, [[s.caption] for s in scenes], pipeline.tokenizer)
+    return Captioned(
+        found * pipeline.vae.config.scaling_factor, [[s.caption] for s in scenes], pipeline.tokenizer, TOKENS
+    )
 
 
 def main() -> None:

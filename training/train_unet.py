@@ -32,6 +32,8 @@ SEED = 20_261_122
 EXPORT = ROOT / "diffusion_features" / "embedded" / "sd"
 #: Scenes of each set in a step that has them, and how many steps apart those are.
 BATCH, EVERY = {"small": 32, "large": 16}, {"small": 1, "large": 4}
+#: Tokens that a prompt is padded to; one caption in a hundred is longer. Padding draws attention from the words.
+TOKENS = 32
 
 
 def networks(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -57,13 +59,13 @@ def tokenizer() -> CLIPTokenizer:
         # The words of the held-out styles are known too, so that an adapter can learn them.
         held_out = (render(seed, 32, supersample=1).caption for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 500))
         words.build(chain(held_out, (text for name in BATCH for scene in load(name)[1] for text in scene)), folder)
-    return CLIPTokenizer.from_pretrained(str(folder))
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=TOKENS)
 
 
 def padding(ids: Tensor) -> Tensor:
-    """Where a caption has ended, bool [N, 77]: at its end token and at the copies of it that follow.
+    """Where a caption has ended, bool [N, tokens]: at its end token and at the copies of it that follow.
 
-    A CLIP text encoder is causal: each of these some sixty tokens can sum up the whole caption, and a denoiser that
+    A CLIP text encoder is causal: each of these tokens can sum up the whole caption, and a denoiser that
     finds everything there learns to look at no word.
     """
     return ids == ids[:, -1:]
@@ -116,7 +118,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     with first():
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
-        sets = {name: Captioned(latents(name, vae), load(name)[1], words) for name in (*BATCH, "validation")}
+        sets = {name: Captioned(latents(name, vae), load(name)[1], words, TOKENS) for name in (*BATCH, "validation")}
     module = Denoising(*networks(words))
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:

@@ -93,9 +93,10 @@ def test_the_rate_rises_and_falls_to_zero(tmp_path):
 
 
 def test_another_pass_starts_from_finished_weights(tmp_path):
-    first, second, seen = Line(), Line(), []
+    first, second, seen, exported = Line(), Line(), [], []
     loop.train(task(first, []), options(tmp_path / "a"))
-    loop.train(task(second, [], seen), options(tmp_path / "b", steps=1, again=tmp_path / "a" / "line.pt"))
+    loop.train(task(second, exported, seen), options(tmp_path / "b", steps=1, again=tmp_path / "a" / "line.pt"))
     assert seen[0][0] == 0
     difference = (second.layer.weight - first.layer.weight).abs().max()
     assert 0 < difference < 0.02  # one warm-up step away
+    torch.testing.assert_close(exported[0], second.layer.weight)  # the average starts anew: one step, one summand
