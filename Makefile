@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO := outputs/demo
 
-.PHONY: install demo test test-full clean
+.PHONY: install demo test test-full reproduce clean
 
 install: $(STAMP)  ## everything there is to set up
 
@@ -31,6 +31,9 @@ test-full: install  ## the slow tests too
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ''
+
+reproduce: install  ## every figure of docs/reproduction.md; hours, but killed it goes on where it was
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce.py
 
 clean:  ## what the build and the tests leave behind, and the environment
 	rm -rf $(VENV) build dist outputs .pytest_cache .mypy_cache .ruff_cache

@@ -14,15 +14,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from figures import across, save, shown
 from scipy.stats import spearmanr
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.atlas import Labelled, candidates, choose, measure, probe, published_filter
+from diffusion_features.atlas import (
+    PUBLISHED_SHARE,
+    Labelled,
+    candidates,
+    choose,
+    measure,
+    place_filter,
+    probe,
+    published_filter,
+)
 from diffusion_features.embedded.dataset import SPLITS
 from diffusion_features.embedded.world import render
 
+FIGURES = (
+    "candidates",
+    "kept",
+    "spearman",
+    "best_is_kept",
+    "best_miou",
+    "best_kept_miou",
+    "best_by_kind_miou",
+    "seconds",
+)
 APART = 1_000_000
 """Test scenes begin so far into their split, beyond those that are measured and trained on."""
 
@@ -42,21 +61,21 @@ def one(fx: FeatureExtractor, options: argparse.Namespace, seed: int) -> dict[st
         fx, [s.image for s in images], chosen, [s.prompt for s in images], t=options.t, seed=seed, draws=options.draws
     )
     seconds = time.perf_counter() - begin
-    by_kind = published_filter(chosen)
-    choice = choose(entries, by_kind=by_kind)
+    choice = choose(entries, by_name=place_filter(chosen), most=round(PUBLISHED_SHARE * len(chosen)))
     truth = probe(
         fx, labelled("validation", offset + options.images, options.train),
         labelled(options.split, APART + seed * options.test, options.test), [a.id for a in chosen],
         t=options.t, seed=seed,
     )  # fmt: skip
     best = max(truth, key=truth.__getitem__)
-    kept = [*choice.shortlist]
-    best_kept = max(kept, key=truth.__getitem__)
+    kept, by_kind = [*choice.shortlist], choose(entries, by_name=published_filter(chosen)).shortlist
+    best_kept, best_by_kind = max(kept, key=truth.__getitem__), max(by_kind, key=truth.__getitem__)
     return {
         "seed": seed, "seconds": seconds, "forwards": options.images, "candidates": len(chosen), "kept": len(kept),
         "spearman": float(spearmanr([choice.shortlist[id] for id in kept], [truth[id] for id in kept]).statistic),
         "best": best, "best_miou": truth[best], "best_is_kept": best in choice.shortlist,
         "best_kept": best_kept, "best_kept_miou": truth[best_kept],
+        "best_by_kind": best_by_kind, "best_by_kind_miou": truth[best_by_kind],
         "better_than_all_kept": sum(value > truth[best_kept] for value in truth.values()), "preset": choice.preset,
         "properties": {e.activation.id: e.properties._asdict() for e in entries}, "probe": truth,
     }  # fmt: skip
@@ -78,13 +97,14 @@ def main() -> None:
     results = []
     for seed in range(options.first, options.first + options.seeds):
         results.append(one(fx, options, seed))
-        shown = {key: value for key, value in results[-1].items() if key not in ("properties", "probe")}
-        print(json.dumps(shown, indent=1), flush=True)
-    print(f"Spearman, mean of {len(results)} seeds: {np.mean([r['spearman'] for r in results]):.3f}")
+        brief = {key: value for key, value in results[-1].items() if key not in ("properties", "probe")}
+        print(json.dumps(brief, indent=1), flush=True)
+    whole = {name: across(r[name] for r in results) for name in FIGURES}
+    for name, figure in whole.items():
+        print(f"{name}, {len(results)} seeds: {shown(figure)}")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         about = {"threads": torch.get_num_threads(), "t": options.t, "split": options.split}
-        options.json.write_text(json.dumps({**about, "seeds": results}, indent=1) + "\n")
+        save(options.json, {**about, **whole, "seeds": results})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import across, save, shown
+from scipy.stats import bootstrap
 
 from diffusion_features import FeatureExtractor
 from diffusion_features.correspondence import (
@@ -41,45 +42,55 @@ LOCATE = {"nearest": nearest, "soft": soft_argmax}
 GRID = {"embedded": (32, 32), "spair": (128, 128)}
 
 
-def features_of(fx: FeatureExtractor, preset: str, options: argparse.Namespace) -> Callable[[Path], Features]:
-    """Features of an image file; those of the last images are kept."""
+def features_of(
+    fx: FeatureExtractor, preset: str | list[str], options: argparse.Namespace, seed: int
+) -> Callable[[Path], Features]:
+    """Features of an image file, under the noise of ``seed``; those of the last images are kept."""
 
     @lru_cache(maxsize=options.keep)
     def features(path: Path) -> Features:
-        found = fx(
-            read_image(path), options.prompt, t=options.t, seed=options.seed, activations=preset, size=options.size
-        )
+        found = fx(read_image(path), options.prompt, t=options.t, seed=seed, activations=preset, size=options.size)
         return {id: tensor[0] for id, tensor in found.items()}
 
     return features
 
 
-def interval(measured: Sequence[Measured], threshold: float, relative_to: str) -> list[float]:
-    """95% interval of PCK per point when pairs are drawn anew."""
-    hits = [m.correct(threshold, relative_to).numpy() for m in measured]
-    rng = np.random.default_rng(0)
-    draws = [np.concatenate([hits[i] for i in rng.integers(len(hits), size=len(hits))]).mean() for _ in range(500)]
-    return [float(v) for v in np.percentile(draws, (2.5, 97.5))]
+def interval(seeds: Sequence[Sequence[Measured]], threshold: float, relative_to: str) -> list[float]:
+    """95% interval of PCK per point when pairs are drawn anew, each with what all seeds measured on it."""
+    pairs = zip(*seeds, strict=True)
+    hits = [np.concatenate([m.correct(threshold, relative_to).numpy() for m in pair]) for pair in pairs]
+    found = bootstrap(
+        ([hit.sum() for hit in hits], [len(hit) for hit in hits]),
+        lambda right, points, axis: right.sum(axis) / points.sum(axis),
+        paired=True, n_resamples=500, method="percentile", rng=0,
+    )  # fmt: skip
+    return [float(bound) for bound in found.confidence_interval]
 
 
-def report(measured: Sequence[Measured]) -> dict[str, Any]:
-    bounds = {f"{where} per point {a:g}": interval(measured, a, where) for where in ("img", "bbox") for a in THRESHOLDS}
-    return {"pairs": len(measured), **summary(measured), "interval": bounds}
+def report(seeds: Sequence[Sequence[Measured]]) -> dict[str, Any]:
+    """PCK over seeds, of the same pairs: kind -> threshold -> mean and spread."""
+    tables = [summary(measured) for measured in seeds]
+    whole = {kind: {a: across(table[kind][a] for table in tables) for a in tables[0][kind]} for kind in tables[0]}
+    bounds = {f"{where} per point {a:g}": interval(seeds, a, where) for where in ("img", "bbox") for a in THRESHOLDS}
+    return {"pairs": len(seeds[0]), **whole, "interval": bounds}
 
 
 def with_head(
-    fx: FeatureExtractor, preset: str, train: Sequence[Pair], test: Sequence[Pair], options: argparse.Namespace
-) -> dict[str, Any]:
+    features: Callable[[Path], Features],
+    train: Sequence[Pair],
+    test: Sequence[Pair],
+    options: argparse.Namespace,
+    seed: int,
+) -> list[Measured]:
     """Train a head on ``train`` and measure it on ``test``."""
-    features = features_of(fx, preset, options)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     channels = sum(tensor.shape[0] for tensor in features(train[0].source).values())
     grid = GRID["spair" if options.spair else "embedded"]
-    head = AggregationHead(channels, options.width, grid).to(fx.device)
-    losses = train_head(head, train, features, options.head, options.seed)
+    device = next(iter(features(train[0].source).values())).device
+    head = AggregationHead(channels, options.width, grid).to(device)
+    train_head(head, train, features, options.head, seed)
     with torch.no_grad():
-        measured = measure(test, lambda path: head(features(path)), LOCATE[options.locate])
-    return {**report(measured), "last losses": float(np.mean(losses[-50:]))}
+        return measure(test, lambda path: head(features(path)), LOCATE[options.locate])
 
 
 def pairs_of(options: argparse.Namespace, folder: Path) -> tuple[list[Pair], list[Pair]]:
@@ -101,7 +112,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200, help="drawn scenes to pair (default: %(default)s)")
     parser.add_argument("--pairs", type=int, help="measure only the first of the pairs")
     parser.add_argument("--t", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="of the noise and of heads (default: %(default)s)")
     parser.add_argument("--size", type=int, help="of the images that the model sees")
     parser.add_argument("--prompt", default="")
     parser.add_argument("--locate", choices=list(LOCATE), default="nearest")
@@ -116,20 +127,23 @@ def main() -> None:
         train, test = pairs_of(options, Path(folder))
         test = test[: options.pairs]
         for preset in options.presets:
-            measured = measure(test, features_of(fx, preset, options), LOCATE[options.locate])
-            result[preset] = report(measured)
-            show(preset, result[preset])
-            if options.head:
-                result[f"{preset}, trained head"] = with_head(fx, preset, train, test, options)
-                show(f"{preset}, trained head", result[f"{preset}, trained head"])
+            plain, trained = [], []
+            for seed in range(options.seeds):
+                features = features_of(fx, preset, options, seed)
+                plain.append(measure(test, features, LOCATE[options.locate]))
+                if options.head:
+                    trained.append(with_head(features, train, test, options, seed))
+            for name, measured in ((preset, plain), (f"{preset}, trained head", trained)):
+                if measured:
+                    result[name] = report(measured)
+                    show(name, result[name])
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        save(options.json, result)
 
 
 def show(name: str, found: dict[str, Any]) -> None:
     for kind in ("img per point", "img per image", "bbox per point", "bbox per image"):
-        figures = "  ".join(f"@{a} {value:.3f}" for a, value in found[kind].items())
+        figures = "  ".join(f"@{a} {shown(value)}" for a, value in found[kind].items())
         print(f"{name}: PCK {kind}: {figures}  ({found['pairs']} pairs)", flush=True)
 
 

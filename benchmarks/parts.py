@@ -10,17 +10,19 @@ folder holds ``0.png`` and ``0.npy``, train and test images of DatasetDDPM's Hor
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from figures import across, save, shown
 
 from diffusion_features.atlas.probing import confusion_matrix, mean_iou
 from diffusion_features.cli import main as command
 from diffusion_features.embedded.dataset import write
+from diffusion_features.sampling import Features
 from diffusion_features.store import Store
 from segmentors.pixel_classifier import Ensemble, ddpm_labels, drawn_parts, train
 
@@ -31,23 +33,29 @@ SIDE = 256
 def extracted(images: Path, preset: str, options: argparse.Namespace, folder: Path) -> Store:
     """The features of a folder's images, written by ``diffusion-features extract``."""
     arguments = ["extract", str(images), "-o", str(folder), "--model", options.model, "--activations", preset]
-    arguments += ["--t", str(options.t), "--seed", str(options.seed), "--prompt", options.prompt]
+    arguments += ["--t", str(options.t), "--prompt", options.prompt]
     arguments += ["--size", str(options.size)] if options.size else []
     if command(arguments):
         raise SystemExit(1)
     return Store.open(folder)
 
 
-def one(store: Store, learn: dict[str, np.ndarray], test: dict[str, np.ndarray], seed: int, options: Any) -> float:
-    """mIoU of the ensemble on one split."""
+def one(
+    features: Callable[[str], Features],
+    learn: dict[str, np.ndarray],
+    test: dict[str, np.ndarray],
+    seed: int,
+    options: argparse.Namespace,
+) -> float:
+    """mIoU of an ensemble that ``learn`` has trained, on ``test``; label maps by the image that ``features`` takes."""
     classes = 1 + max(int(m[m != 255].max(initial=0)) for m in [*learn.values(), *test.values()])
-    channels = sum(info["channels"] for info in store.settings["activations"].values())
+    channels = sum(tensor.shape[0] for tensor in features(next(iter(learn))).values())
     ensemble = Ensemble(channels, classes, seed=seed).to(options.device)
-    train(ensemble, store.read, learn, options.steps, seed)
+    train(ensemble, features, learn, options.steps, seed)
     together = np.zeros((classes, classes), np.int64)
     for key, labels in test.items():
         size = (labels.shape[0], labels.shape[1])
-        together += confusion_matrix(labels, ensemble.predict(store.read(key), size).labels.cpu().numpy(), classes)
+        together += confusion_matrix(labels, ensemble.predict(features(key), size).labels.cpu().numpy(), classes)
     return mean_iou(together)
 
 
@@ -58,10 +66,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="images with labels beside them; without it, drawn scenes")
     parser.add_argument("--train", type=int, default=30, help="labelled images (default: %(default)s)")
     parser.add_argument("--test", type=int, default=60, help="drawn scenes that test (default: %(default)s)")
-    parser.add_argument("--splits", type=int, default=5, help="random splits (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="each splits the images anew (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="batches for each member (default: %(default)s)")
     parser.add_argument("--t", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--size", type=int, help="of the images that the model sees")
     parser.add_argument("--prompt", default="")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -81,16 +88,16 @@ def main() -> None:
         for number, preset in enumerate(options.presets):
             store = extracted(images, preset, options, root / str(number))
             figures = []
-            for split in range(options.splits):
-                keys = [[*whole][i] for i in np.random.default_rng(split).permutation(len(whole))]
+            for seed in range(options.seeds):
+                keys = [[*whole][i] for i in np.random.default_rng(seed).permutation(len(whole))]
                 learn = {key: rare[key] for key in keys[: options.train]}
-                figures.append(one(store, learn, {key: whole[key] for key in keys[options.train :]}, split, options))
-                print(f"{preset}, split {split}: mIoU {figures[-1]:.3f}", flush=True)
-            result[preset] = {"mean": float(np.mean(figures)), "deviation": float(np.std(figures)), "each": figures}
-            print(f"{preset}: mIoU {result[preset]['mean']:.3f} ± {result[preset]['deviation']:.3f}", flush=True)
+                test = {key: whole[key] for key in keys[options.train :]}
+                figures.append(one(store.read, learn, test, seed, options))
+                print(f"{preset}, seed {seed}: mIoU {figures[-1]:.3f}", flush=True)
+            result[preset] = across(figures)
+            print(f"{preset}: mIoU {shown(result[preset])}", flush=True)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        save(options.json, result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What each part of the training-free segmentor is worth, and what it costs.
 
     python benchmarks/segment.py [--split validation] [--scenes N] [--t T ...] [--json FILE]
-    python benchmarks/segment.py --cost sd15|tiny [--repeats N] [--json FILE]
+    python benchmarks/segment.py --cost sd15|pixart|tiny|tiny-pixart [--repeats N] [--json FILE]
 
 Quality: drawn scenes, each prompted with its own classes (protocol image-classes). All rows of the table read the same
 runs of the model. Intervals are over images (percentile bootstrap, 95%); differences are paired: both rows are drawn
@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers import PixArtTransformer2DModel
 from measure import cost, in_fresh_process, machine, peak_mib, spread, table
 from torch import Tensor
 
@@ -30,7 +32,8 @@ from diffusion_features import FeatureExtractor, capture, list_activations
 from diffusion_features.activations import select
 from diffusion_features.embedded import Scene, label
 from diffusion_features.embedded.dataset import SPLITS, scenes
-from segmentors import Method, TrainingFreeSegmentor
+from diffusion_features.images import as_tensor
+from segmentors import Method, Preset, TrainingFreeSegmentor
 from segmentors.evaluation import count, resampled, scores
 from segmentors.training_free.aggregation import Aggregator, output_projection
 from segmentors.training_free.labelling import labelled
@@ -76,6 +79,8 @@ ROWS = [
     *(Row(f"full, rescale {r}", replace(FULL, rescale=r)) for r in ("max", "sum-raw", "sum-raw-again")),
     *(Row(f"full, refined {k} times", FULL, k) for k in (0, 1, 3)),
     *(Row(f"full, refined by up-level{level}, {k} times", FULL, k, _level(level)) for level in (1, 2) for k in (1, 2)),
+    Row("full, edges by PAMR", replace(FULL, edges="pamr")),
+    *([Row("full, edges by a CRF", replace(FULL, edges="crf"))] if find_spec("pydensecrf") else []),
 ]
 VANILLA, BEST = ROWS[0].name, ROWS[7].name
 
@@ -84,21 +89,23 @@ def counted(segmentor: TrainingFreeSegmentor, scene: Scene, rows: Sequence[Row],
     """(rows, 5, classes) of one scene."""
     size = (scene.image.height, scene.image.width)
     wanted = segmentor.wanted(scene.classes)
-    apart = list(dict.fromkeys(replace(row.method, rescale="sum") for row in rows))  # what the runs of the model see
+    pixels = as_tensor(scene.image)[0]
+    seen = [replace(row.method, rescale="sum", edges="none") for row in rows]  # what the runs of the model depend on
+    apart = list(dict.fromkeys(seen))
     kept = tuple(dict.fromkeys([*segmentor.preset.refiners, *(id for row in rows for id in row.refiners)]))
     every = TrainingFreeSegmentor(segmentor.fx, replace(segmentor.preset, refiners=kept))
     runs = every.collect([scene.image], [one.prompt for one in wanted.told], size, seed, apart)
     truth = torch.from_numpy(scene.semantic).long()
     names = torch.tensor([label(name) for name in scene.classes])
     found = []
-    for row in rows:
-        run = runs[apart.index(replace(row.method, rescale="sum"))]
+    for row, method in zip(rows, seen, strict=True):
+        run = runs[apart.index(method)]
         maps = segmentor.maps(run, wanted, row.method.rescale)
         k = segmentor.preset.k if row.k is None else row.k
         if k:
             layers = [run[0].refiners[id] for id in row.refiners or segmentor.preset.refiners]
             maps = stretched(refine(maps, layers, k)[0])[None]
-        labels, _ = labelled(maps[0], size, False, row.method)
+        labels, _ = labelled(maps[0], size, False, row.method, pixels)
         found.append(count(names[labels], truth, CLASSES))
     return torch.stack(found)
 
@@ -150,15 +157,43 @@ def show_quality(result: dict[str, Any]) -> str:
 # ---- cost -----------------------------------------------------------------------------------------------------------
 
 
+def _unet(model: str) -> tuple[Any, Callable[[], Tensor], Preset, int]:
+    from extract import Subject as Bare
+
+    bare = Bare(model)
+    return bare.unet, bare, PRESETS["sd15"], bare.unet.config.sample_size
+
+
+def _pixart(**size: int) -> tuple[Any, Callable[[], Tensor], Preset, int]:
+    """512 x 512 pixels, 120 text tokens."""
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(sample_size=64, **size).eval().requires_grad_(False)
+    latents, text = torch.randn(1, 4, 64, 64), torch.randn(1, 120, model.config.caption_channels)
+
+    def run() -> Tensor:
+        told = {"resolution": None, "aspect_ratio": None}
+        with torch.no_grad():
+            return model(latents, text, torch.tensor([50]), added_cond_kwargs=told, return_dict=False)[0]
+
+    return model, run, PRESETS["pixart"], 64 // model.config.patch_size
+
+
+MODELS: dict[str, Callable[[], tuple[Any, Callable[[], Tensor], Preset, int]]] = {
+    "sd15": partial(_unet, "sd15"),
+    "pixart": partial(_pixart, caption_channels=4096),
+    "tiny": partial(_unet, "tiny"),
+    "tiny-pixart": partial(
+        _pixart, caption_channels=32, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32
+    ),
+}
+"""Name → denoiser, a forward of it, the preset, and cells along a side of its finest maps."""
+
+
 class Subject:
-    """A UNet of random weights, its inputs, and 12 class maps to refine."""
+    """A denoiser of random weights, its inputs, and 12 class maps to refine."""
 
     def __init__(self, model: str) -> None:
-        from extract import Subject as Bare
-
-        bare = Bare(model)
-        self.unet, self.run, self.preset = bare.unet, bare, PRESETS["sd15"]
-        side = self.unet.config.sample_size
+        self.denoiser, self.run, self.preset, side = MODELS[model]()
         self.grid = (side, side)
         self.maps = torch.rand(1, 12, side, side, generator=torch.Generator().manual_seed(0))
 
@@ -167,28 +202,28 @@ class Subject:
 
     def streamed(self) -> Tensor:
         """Aggregated and refined as the segmentor does it."""
-        cross = select(list_activations(self.unet), list(self.preset.cross))
+        cross = select(list_activations(self.denoiser), list(self.preset.cross))
         reader = Aggregator(
-            {a.id: output_projection(self.unet, a) for a in cross},
+            {a.id: output_projection(self.denoiser, a) for a in cross},
             self.preset.reference,
             self.preset.refiners,
             self.grid,
         )
-        with torch.no_grad(), capture(self.unet, reader.wanted, stop_early=True, reduce=reader):
+        with torch.no_grad(), capture(self.denoiser, reader.wanted, stop_early=True, reduce=reader):
             self.run()
         return refine(self.maps, list(reader.refiners.values()), self.preset.k) + reader.tokens().mean()
 
     def stored(self) -> Tensor:
         """Every map kept, head outputs written out, then the same equations."""
         outs: dict[str, Any] = {}
-        found = {a.id: a for a in list_activations(self.unet)}
+        found = {a.id: a for a in list_activations(self.denoiser)}
         cross = [id for id in found if id.endswith("cross-map")]
         hooks = []
         for id in cross:
-            out = self.unet.get_submodule(found[id].module).to_out[0]
+            out = self.denoiser.get_submodule(found[id].module).to_out[0]
             keep = partial(lambda id, m, x: outs.update({id: (x[0], m.weight)}), id)
             hooks.append(out.register_forward_pre_hook(keep))
-        with torch.no_grad(), capture(self.unet, ["*-cross-map", "*-self-map", self.preset.reference]) as maps:
+        with torch.no_grad(), capture(self.denoiser, ["*-cross-map", "*-self-map", self.preset.reference]) as maps:
             self.run()
         for hook in hooks:
             hook.remove()
@@ -268,7 +303,7 @@ def main() -> None:
     parser.add_argument("--split", choices=list(SPLITS), nargs="+", default=["validation"])
     parser.add_argument("--scenes", type=int, default=64, help="of each split (default: %(default)s)")
     parser.add_argument("--t", type=int, nargs="+", help="timesteps (default: the preset's)")
-    parser.add_argument("--cost", choices=("sd15", "tiny"), help="measure time and memory instead")
+    parser.add_argument("--cost", choices=[*MODELS], help="measure time and memory instead")
     parser.add_argument("--repeats", type=int, default=3, help="of the times (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()

@@ -1,69 +1,164 @@
 """Measures what techniques against content shift do to features of the embedded model, and whether GATE foresees it.
 
 ``python benchmarks/suppression.py`` takes frozen features of labelled scenes at rising t, alone and under each
-technique, and measures on them: a linear probe and nearest neighbours (mIoU), the agreement of their edges with those
-of the labels, and the Laplacian score. Then the rank correlation of the gain in that score with the gain of the probe,
-over techniques, activations and t, with an interval over images. ``--sharing`` times variants against separate calls;
-``--picture`` draws the shift.
+technique, and measures on them: a linear probe and nearest neighbours (mIoU), matched keypoints (PCK), the agreement of
+their edges with those of the labels, and the Laplacian score. Then the rank correlation of the gain in that score with
+the gain downstream, over techniques, activations and t, with an interval over images. ``--sharing`` times variants
+against separate calls; ``--picture`` draws the shift.
+
+Guidance needs steps to act on, so ``cfg`` is to be compared with ``denoise``. The LoRAs have learnt the style "sketch":
+``--style sketch`` measures in their own domain.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Mapping, Sequence
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from measure import machine, table
+from downstream import keypoints, mixture, neighbours, probe
+from figures import across, save, shown
+from measure import machine, spread, table
+from measure import pair as pair_of_costs
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.embedded import CLASSES, Scene, path
-from diffusion_features.embedded.dataset import scenes
-from diffusion_features.suppression import CFG, Denoise, FineGrainedPrompt, LoRA, Technique, variants
+from diffusion_features.correspondence import Pair, embedded_pairs
+from diffusion_features.embedded import Scene, path
+from diffusion_features.embedded.dataset import seeds, write
+from diffusion_features.embedded.world import render
+from diffusion_features.suppression import (
+    CFG,
+    ControlNet,
+    Denoise,
+    FineGrainedPrompt,
+    LoRA,
+    Technique,
+    loaded,
+    variants,
+)
 from diffusion_features.suppression.amalgamate import averaged, concatenated
 from diffusion_features.suppression.gate import laplacian_score
 from diffusion_features.suppression.shift import edge_agreement, shift_sheet
-from diffusion_features.suppression.words import known_control
+from diffusion_features.suppression.words import EMBEDDED_CANNY
 
-RIDGE, NEIGHBOURS, ANCHOR_T = 1.0, 5, 800
-BASE = "none"
+ANCHOR_T, DRAWS = 800, 1000
+BASE, MIXED = "none", ("none", "caption", "canny", "lora sketch")
+WEIGHED = ("canny", "lora sketch", "lora sketch-overfitted")
+"""Techniques with trained weights."""
+TARGETS = ("probe", "knn", "pck")
 Features = dict[str, Tensor]
 
 
-def techniques(fx: FeatureExtractor, drawn: Sequence[Scene]) -> dict[str, list[Technique]]:
-    """Everything there is to try on these scenes; the ControlNet and the LoRAs if they are shipped."""
+@dataclass(frozen=True)
+class Record:
+    """One technique, activation, t and seed, on B test scenes.
+
+    Attributes:
+        score, edges: Laplacian score, and agreement of edges with the labels', (B,); no score where the anchor has
+            another shape.
+        probe, knn: (B, 3, classes): pixels that are right, there, and predicted.
+        pck: keypoints that were found, of each pair of scenes.
+    """
+
+    technique: str
+    activation: str
+    t: int
+    seed: int
+    score: Tensor | None
+    edges: Tensor
+    probe: Tensor
+    knn: Tensor
+    pck: Tensor
+
+
+# ---- features -------------------------------------------------------------------------------------------------------
+
+
+def scenes_of(split: str, count: int, style: str | None) -> list[Scene]:
+    return [render(seed, 128, style=style) for seed in seeds(split, count)]
+
+
+def pairs_of(split: str, count: int) -> list[Pair]:
+    """Pairs of keypoints in the same scenes; where they are does not depend on the style."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, split, count)
+        return embedded_pairs(folder, split)
+
+
+def techniques(fx: FeatureExtractor, drawn: Sequence[Scene], home: Path) -> dict[str, list[Technique]]:
+    """Everything there is to try on these scenes.
+
+    Args:
+        home: the folder of ``canny``, a ControlNet, and of ``lora``, with files; what is not there is left out.
+    """
     found: dict[str, list[Technique]] = {
         "words": [FineGrainedPrompt("a picture of things, clear, detailed, high quality")],
         "caption": [FineGrainedPrompt("{caption}", captioner=lambda images: [s.caption for s in drawn])],
         "cfg": [CFG(7.5), Denoise(10, 2)],
         "denoise": [Denoise(10, 2)],
     }
-    home = Path(path()).parent
     if (home / "canny").is_dir():
-        found["canny"] = [known_control(fx, "canny")]
+        found["canny"] = [ControlNet(home / "canny", EMBEDDED_CANNY)]
     for file in sorted((home / "lora").glob("*.safetensors")):
         found[f"lora {file.stem}"] = [LoRA(file)]
-    together = [found[name][0] for name in ("caption", "canny", "lora sketch") if name in found]
+    together = [found[name][0] for name in MIXED[1:] if name in found]
     return found | ({"all": together} if len(together) > 1 else {})
 
 
-def taken(fx: FeatureExtractor, drawn: Sequence[Scene], t: int, seed: int) -> dict[str, Features]:
-    """Features of all scenes under each technique, their mean and all side by side: name → id → (B, C, h, w)."""
-    images = [scene.image for scene in drawn]
-    found = variants(fx, images, {BASE: [], **techniques(fx, drawn)}, t=t, seed=[seed + i for i in range(len(drawn))])
-    mixed = [found[name] for name in (BASE, "caption", "canny", "lora sketch") if name in found]
-    return found | {"mean of variants": averaged(mixed), "variants side by side": concatenated(mixed)}
+def taken(fx: FeatureExtractor, drawn: Sequence[Scene], home: Path, t: int, seed: int) -> dict[str, Features]:
+    """Features of all scenes under each technique, and two ways to amalgamate them: name → id → (B, C, h, w)."""
+    images, noises = [scene.image for scene in drawn], [seed + i for i in range(len(drawn))]
+    found = variants(fx, images, {BASE: [], **techniques(fx, drawn, home)}, t=t, seed=noises)
+    mixed = [found[name] for name in MIXED if name in found]
+    return found | {"mean": averaged(mixed), "side by side": concatenated(mixed)}
 
 
-# ---- downstream -----------------------------------------------------------------------------------------------------
+# ---- the measurement ------------------------------------------------------------------------------------------------
+
+
+def measured(
+    fx: FeatureExtractor,
+    train: Sequence[Scene],
+    test: Sequence[Scene],
+    pairs: Sequence[Pair],
+    home: Path,
+    t: int,
+    seed: int,
+    steps: int,
+) -> list[Record]:
+    """One record a technique and activation."""
+    fitted, found = taken(fx, train, home, t, seed), taken(fx, test, home, t, seed + len(train))
+    known, labels = truth(train), truth(test)
+    mixed = [name for name in MIXED if name in found]
+    learned = {
+        id: mixture([fitted[n][id] for n in mixed], known, [found[n][id] for n in mixed], steps, seed)
+        for id in found[BASE]
+    }
+    fitted["learned mixture"], found["learned mixture"] = ({id: m[i] for id, m in learned.items()} for i in (0, 1))
+    own = (BASE, *techniques(fx, test, home))  # the features that a reference is compared with are no mixtures
+    images, noises = [scene.image for scene in test], [seed + len(train) + i for i in range(len(test))]
+    reference, anchor = (fx(images, t=level, seed=noises) for level in (0, ANCHOR_T))
+
+    def record(name: str, id: str, feature: Tensor) -> Record:
+        return Record(
+            name, id, t, seed,
+            laplacian_score(feature, reference[id], anchor[id]).double() if name in own else None,
+            torch.tensor([edge_agreement(one, seen) for one, seen in zip(feature, labels, strict=True)]).double(),
+            probe(fitted[name][id], known, feature, labels), neighbours(fitted[name][id], known, feature, labels),
+            keypoints(feature, pairs),
+        )  # fmt: skip
+
+    return [record(name, id, feature) for name, features in found.items() for id, feature in features.items()]
 
 
 def truth(drawn: Sequence[Scene]) -> Tensor:
@@ -71,175 +166,156 @@ def truth(drawn: Sequence[Scene]) -> Tensor:
     return torch.stack([torch.from_numpy(scene.semantic.astype(np.int64)) for scene in drawn])
 
 
-def cells(feature: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardised rows of a feature (cells, C), and the most frequent label of each cell."""
-    votes = F.adaptive_avg_pool2d(F.one_hot(labels, len(CLASSES)).permute(0, 3, 1, 2).float(), feature.shape[-2:])
-    return rows_of(feature), votes.argmax(1).flatten()
+# ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def rows_of(feature: Tensor) -> Tensor:
-    rows = feature.permute(0, 2, 3, 1).flatten(0, 2).double()
-    return torch.cat([F.layer_norm(rows, rows.shape[1:]), torch.ones(len(rows), 1, dtype=rows.dtype)], dim=1)
+def value(record: Record, target: str, weights: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """A figure of a record under each row of ``weights``, (draws, B): how often each scene counts. (draws,)."""
+    if target in ("probe", "knn"):
+        counts: Tensor = getattr(record, target)
+        right, there, predicted = (weights @ counts.flatten(1)).unflatten(1, (3, -1)).unbind(1)
+        return (right / (there + predicted - right)).nanmean(1)
+    if target == "pck":
+        both = [[int(one.stem) for one in (pair.source, pair.target)] for pair in pairs]
+        weights = weights[:, [a for a, _ in both]] * weights[:, [b for _, b in both]]
+        points = torch.tensor([float(len(pair.source_points)) for pair in pairs], dtype=torch.float64)
+        return weights @ record.pck / (weights @ points)
+    each = getattr(record, target)
+    return weights @ each / weights.sum(1) if each is not None else torch.full((len(weights),), torch.nan)
 
 
-def probe(train: Tensor, train_labels: Tensor, test: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, H, W) that a ridge regression on the cells of the training scenes gives the test scenes."""
-    x, y = cells(train, train_labels)
-    gram = x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
-    weights = torch.linalg.solve(gram, x.T @ F.one_hot(y, len(CLASSES)).to(x))
-    return upsampled(rows_of(test) @ weights, test, size)
+def foreseen(records: Sequence[Record], target: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Spearman's ρ of the gain in Laplacian score with the gain in ``target``, over the model alone.
+
+    Over techniques, activations and t, gains being means over seeds; with the 95% interval when scenes are drawn anew,
+    each with all that was measured on it.
+    """
+    scenes = len(records[0].edges)
+    drawn = torch.randint(scenes, (DRAWS, scenes), generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(1 + DRAWS, scenes, dtype=torch.float64)
+    weights[1:] = torch.zeros(DRAWS, scenes, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(drawn.shape).double()
+    )
+    base = {(r.activation, r.t, r.seed): r for r in records if r.technique == BASE}
+    gains: dict[tuple[str, str, int], list[Tensor]] = {}
+    for r in records:
+        if r.technique != BASE and r.score is not None:
+            b = base[r.activation, r.t, r.seed]
+            both = [value(r, what, weights, pairs) - value(b, what, weights, pairs) for what in ("score", target)]
+            gains.setdefault((r.technique, r.activation, r.t), []).append(torch.stack(both))
+    x, y = torch.stack([torch.stack(each).mean(0) for each in gains.values()]).unbind(1)  # (gains, 1 + draws)
+    rho = [float(spearmanr(x[:, d], y[:, d]).statistic) for d in range(1 + DRAWS)]
+    return {"rho": rho[0], "interval": np.nanpercentile(rho[1:], (2.5, 97.5)).tolist(), "gains": len(gains)}
 
 
-def neighbours(train: Tensor, train_labels: Tensor, test: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, H, W) by the vote of the nearest cells of the training scenes, by cosine."""
-    x, y = cells(train, train_labels)
-    near = (F.normalize(rows_of(test)) @ F.normalize(x).T).topk(NEIGHBOURS, dim=1).indices
-    return upsampled(F.one_hot(y[near], len(CLASSES)).double().sum(1), test, size)
-
-
-def upsampled(scores: Tensor, feature: Tensor, size: tuple[int, int]) -> Tensor:
-    grid = scores.reshape(len(feature), *feature.shape[-2:], -1).permute(0, 3, 1, 2)
-    return F.interpolate(grid, size, mode="bilinear", align_corners=False).argmax(1)
-
-
-def confusion(predicted: Tensor, labels: Tensor) -> np.ndarray:
-    """(B, classes, classes) of each image, so that images can be resampled."""
-    n = len(CLASSES)
-    pairs = (labels * n + predicted).flatten(1)
-    return np.stack([np.bincount(row.numpy(), minlength=n * n).reshape(n, n) for row in pairs])
-
-
-def miou(confusions: np.ndarray) -> float:
-    """Mean IoU over the classes that occur, of images together."""
-    total = confusions.sum(0)
-    union = total.sum(0) + total.sum(1) - np.diag(total)
-    return float((np.diag(total)[union > 0] / union[union > 0]).mean())
-
-
-# ---- the measurement ------------------------------------------------------------------------------------------------
-
-
-def measured(fx: FeatureExtractor, train: Sequence[Scene], test: Sequence[Scene], t: int, seed: int) -> list[dict]:
-    """One record a technique and activation: confusions and scores of each test image."""
-    fitted, found = taken(fx, train, t, seed), taken(fx, test, t, seed + len(train))
-    images, seeds = [s.image for s in test], [seed + len(train) + i for i in range(len(test))]
-    reference, anchor = (fx(images, t=level, seed=seeds) for level in (0, ANCHOR_T))
-    labels, known = truth(test), truth(train)
-    size = (labels.shape[1], labels.shape[2])
-    records = []
-    for name, features in found.items():
-        for id, feature in features.items():
-            comparable = feature.shape == reference[id].shape
-            score = laplacian_score(feature, reference[id], anchor[id]).tolist() if comparable else None
-            records.append({
-                "technique": name, "activation": id, "t": t, "seed": seed, "score": score,
-                "probe": confusion(probe(fitted[name][id], known, feature, size), labels),
-                "knn": confusion(neighbours(fitted[name][id], known, feature, size), labels),
-                "edges": [edge_agreement(one, seen) for one, seen in zip(feature, labels, strict=True)],
-            })  # fmt: skip
-    return records
-
-
-def rank_correlation(records: Sequence[Mapping[str, Any]], draws: int = 500) -> dict[str, Any]:
-    """Spearman's ρ of the gain in score with the gain in mIoU over the model alone, and its interval over images."""
-    base = {(r["activation"], r["t"], r["seed"]): r for r in records if r["technique"] == BASE}
-    pairs = [(r, base[r["activation"], r["t"], r["seed"]]) for r in records if r["technique"] != BASE and r["score"]]
-    count = len(pairs[0][0]["score"])
-
-    def rho(chosen: np.ndarray) -> float:
-        scores = [np.mean(np.array(r["score"])[chosen]) - np.mean(np.array(b["score"])[chosen]) for r, b in pairs]
-        gains = [miou(r["probe"][chosen]) - miou(b["probe"][chosen]) for r, b in pairs]
-        return float(spearmanr(scores, gains).statistic)
-
-    rng = np.random.default_rng(0)
-    drawn = [rho(rng.integers(count, size=count)) for _ in range(draws)]
-    return {
-        "rho": rho(np.arange(count)),
-        "interval": np.nanpercentile(drawn, (2.5, 97.5)).tolist(),
-        "pairs": len(pairs),
-    }
-
-
-def summary(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per technique and t: means over activations, and the spread over seeds."""
-    keys = dict.fromkeys((r["technique"], r["t"]) for r in records)
+def summary(records: Sequence[Record], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Per technique and t: means over activations, and their spread over seeds."""
+    every = torch.ones(1, len(records[0].edges), dtype=torch.float64)
     rows = []
-    for name, t in keys:
-        mine = [r for r in records if (r["technique"], r["t"]) == (name, t)]
+    for name, t in dict.fromkeys((r.technique, r.t) for r in records):
+        mine = [r for r in records if (r.technique, r.t) == (name, t)]
         row: dict[str, Any] = {"technique": name, "t": t}
-        for what, value in (
-            ("probe", lambda r: miou(r["probe"])), ("knn", lambda r: miou(r["knn"])),
-            ("edges", lambda r: float(np.mean(r["edges"]))),
-            ("score", lambda r: float(np.mean(r["score"])) if r["score"] else float("nan")),
-        ):  # fmt: skip
-            seeds = sorted({r["seed"] for r in mine})
-            each = [np.mean([value(r) for r in mine if r["seed"] == seed]) for seed in seeds]
-            row[what], row[f"{what}_spread"] = float(np.mean(each)), float(np.std(each))
+        for what in (*TARGETS, "edges", "score"):
+            each = across(
+                np.mean([float(value(r, what, every, pairs)) for r in mine if r.seed == seed])
+                for seed in dict.fromkeys(r.seed for r in mine)
+            )
+            row[what] = None if math.isnan(each["mean"]) else each
         rows.append(row)
     return rows
 
 
-def sharing(fx: FeatureExtractor, drawn: Sequence[Scene], repeats: int = 3) -> dict[str, float]:
-    """Seconds of one image's variants together, and in separate calls: the least of several, taken in turn."""
-    named = {BASE: [], **techniques(fx, drawn[:1])}
-    image, together, apart = drawn[0].image, [], []
-    for _ in range(repeats):
-        began = time.process_time()
-        variants(fx, image, named)
-        together.append(time.process_time() - began)
-        began = time.process_time()
+# ---- cost, picture --------------------------------------------------------------------------------------------------
+
+
+def sharing(fx: FeatureExtractor, scene: Scene, home: Path, repeats: int) -> dict[str, Any]:
+    """What the variants of one image cost together, as a share of as many calls; and with their LoRAs kept loaded.
+
+    In pairs, one right after the other, each order in turn.
+    """
+    named: dict[str, Any] = {BASE: [], **techniques(fx, [scene], home)}
+
+    def apart() -> None:
         for suppress in named.values():
-            fx(image, suppress=suppress)
-        apart.append(time.process_time() - began)
-    return {"variants": len(named), "together_s": min(together), "apart_s": min(apart)}
+            fx(scene.image, suppress=suppress)
+
+    def together() -> None:
+        variants(fx, scene.image, named)
+
+    def ratios() -> dict[str, Any]:
+        found = [pair_of_costs(together, apart, swap=bool(i % 2)) for i in range(repeats)]
+        return {
+            "time": spread(a.wall / b.wall for a, b in found), "cpu": spread(a.cpu / b.cpu for a, b in found),
+            "apart_s": float(np.median([b.wall for _, b in found])),
+        }  # fmt: skip
+
+    apart()  # the first call of a technique reads it from the disk
+    each_loads = ratios()
+    with loaded(fx, [one for techniques in named.values() for one in techniques]):
+        return {"variants": len(named), "to separate calls": each_loads, "to separate calls, all loaded": ratios()}
 
 
-def draw(fx: FeatureExtractor, scene: Scene, activation: str, timesteps: Sequence[int], target: Path) -> None:
-    """The shift of one scene as a picture."""
-    drawn = {name: t for name, t in techniques(fx, [scene]).items() if name in ("caption", "canny", "all")}
-    named = {BASE: [], **drawn}
-    take = partial(variants, fx, scene.image, named, seed=0, activations=activation)
-    found = {t: take(t=t) for t in timesteps}
+def draw(fx: FeatureExtractor, scene: Scene, home: Path, timesteps: Sequence[int], target: Path) -> None:
+    """The shift of one scene as a picture, of the last activation."""
+    drawn = {name: one for name, one in techniques(fx, [scene], home).items() if name in ("caption", "canny", "all")}
+    named, activation = {BASE: [], **drawn}, fx.activations[-1].id
+    found = {t: variants(fx, scene.image, named, seed=0, activations=activation, t=t) for t in timesteps}
     rows = {name: {t: found[t][name][activation][0] for t in timesteps} for name in named}
     target.parent.mkdir(parents=True, exist_ok=True)
-    shift_sheet(scene.image, rows, torch.from_numpy(scene.semantic.astype(np.int64))).save(target)
+    shift_sheet(scene.image, rows, truth([scene])[0]).save(target)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", default="test", choices=["validation", "test", "held-out"])
+    parser.add_argument("--style", help="draw all scenes in this style (default: each in its own)")
     parser.add_argument("--train", type=int, default=64, help="scenes that probes learn from (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=32, help="scenes they are tested on (default: %(default)s)")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[50, 200, 400, 600])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1000, 2000])
     parser.add_argument("--activations", nargs="+", default=["practical"])
-    parser.add_argument("--sharing", action="store_true", help="time variants against separate calls instead")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="of the learned mixture's training (default: %(default)s)"
+    )
+    parser.add_argument("--weights", type=Path, default=Path(path()).parent, metavar="FOLDER",
+                        help="of canny/ and lora/*.safetensors (default: those of the embedded model)")  # fmt: skip
+    parser.add_argument(
+        "--sharing", type=int, metavar="N", help="time variants against separate calls instead, N times"
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the shift of one scene there instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     fx = FeatureExtractor.from_pretrained("embedded", options.activations)
-    test = list(scenes(options.split, options.scenes))
+    test = scenes_of(options.split, options.scenes, options.style)
+    there = techniques(fx, test, options.weights)
+    if absent := [name for name in WEIGHED if name not in there]:
+        print(f"left out, because {options.weights} has no weights for them: {', '.join(absent)}")
     if options.picture:
-        draw(fx, test[0], fx.activations[-1].id, options.timesteps, options.picture)
+        draw(fx, test[0], options.weights, options.timesteps, options.picture)
         return
     if options.sharing:
-        result: dict[str, Any] = {"machine": machine(), "sharing": sharing(fx, test)}
+        result: dict[str, Any] = {"sharing": sharing(fx, test[0], options.weights, options.sharing)}
+        print(json.dumps(result))
     else:
-        train = list(scenes("train", options.train))
-        records = [
-            record for t in options.timesteps for seed in options.seeds for record in measured(fx, train, test, t, seed)
-        ]
-        rows = summary(records)
-        result = {"machine": machine(), "split": options.split, "rows": rows, "gate": rank_correlation(records)}
-        columns = ("probe", "knn", "edges", "score")
-        print(table(
-            ["technique", "t", *columns],
-            [[r["technique"], str(r["t"]), *(f"{r[c]:.3f} ± {r[c + '_spread']:.3f}" for c in columns)] for r in rows],
-        ))  # fmt: skip
-    print(json.dumps({k: v for k, v in result.items() if k != "rows"}))
+        result = run(fx, test, options)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        about = {"machine": machine(), "split": options.split, "style": options.style, "left out": absent}
+        save(options.json, {**about, **result})
+
+
+def run(fx: FeatureExtractor, test: Sequence[Scene], options: argparse.Namespace) -> dict[str, Any]:
+    """Measures and prints everything."""
+    train, pairs = scenes_of("train", options.train, options.style), pairs_of(options.split, options.scenes)
+    take = partial(measured, fx, train, test, pairs, options.weights, steps=options.steps)
+    records = [record for t in options.timesteps for seed in options.seeds for record in take(t=t, seed=seed)]
+    rows, columns = summary(records, pairs), (*TARGETS, "edges", "score")
+    cells = [[r["technique"], str(r["t"]), *("" if r[c] is None else shown(r[c]) for c in columns)] for r in rows]
+    print(table(["technique", "t", *columns], cells))
+    gate = {target: foreseen(records, target, pairs) for target in TARGETS}
+    for target, found in gate.items():
+        low, high = found["interval"]
+        print(f"score against {target}: rho {found['rho']:.2f} ({low:.2f} to {high:.2f}) over {found['gains']} gains")
+    return {"rows": rows, "gate": gate, "scenes": len(test), "pairs": len(pairs), "seeds": options.seeds}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor
 
 Kind: TypeAlias = Literal["spatial", "text", "map", "module"]
-Tap: TypeAlias = Literal["input", "output", "attention"]
+Tap: TypeAlias = Literal["input", "output", "attention", "composed"]
 Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, bool] | Sequence[str]"
 
 
@@ -36,7 +36,8 @@ class Activation:
             ``map``: (B, heads, queries, keys), softmax probabilities. ``module``: as a module returns it, of a denoiser
             that has no family.
         module: dotted path of the hooked module inside the denoiser.
-        tap: which of its tensors: its first ``input``, its ``output``, or the probabilities of its ``attention``.
+        tap: which of its tensors: its first ``input``, its ``output``, or the probabilities of its ``attention``; or
+            ``composed``, of none: see ``COMPOSED``.
         channels: channels of a spatial or text activation; number of query heads of a map.
         stride: side of one feature cell in denoiser cells (latent pixels); ``None`` for text.
         layout: dotted path of the module whose call tells where tokens stand; ``None`` if the tensor is (B, C, h, w).
@@ -63,6 +64,14 @@ class Activation:
         """What the tensor is, without its place: ``res-out``, ``self-q``, ``cross-map``, ``ffn-inner`` ..."""
         parts = self.id.split("-")
         return "-".join(parts[-2:]) if len(parts) > 1 else self.id
+
+
+COMPOSED = (
+    Activation("attn", "spatial", "", "composed", 0, None),
+    Activation("vae-out", "spatial", "", "composed", 3, None),
+)
+"""What is no tensor of the denoiser, but made by ``FeatureExtractor`` of several: see ``composed``. Globs leave it out,
+and ``list_activations`` does not list it."""
 
 
 class Layout(NamedTuple):
@@ -102,7 +111,8 @@ def match(pattern: str, available: Iterable[Activation]) -> list[Activation]:
     ``mid-vit-*-map`` does not.
     """
     wants_maps = "map" in pattern.rsplit("-", 1)[-1]
-    return [a for a in available if fnmatch.fnmatchcase(a.id, pattern) and (a.kind != "map" or wants_maps)]
+    found = [a for a in available if fnmatch.fnmatchcase(a.id, pattern) and a.tap != "composed"]
+    return [a for a in found if a.kind != "map" or wants_maps]
 
 
 def select(
@@ -120,10 +130,27 @@ def select(
         UnknownActivation: a part of ``spec`` names nothing; the message has the nearest names.
         ValueError: nothing is asked for.
     """
-    wanted = {a.id for part in _parts(spec) for a in _resolve(part, available, presets or {})}
+    wanted = {a.id for name in names(spec) for a in _resolve(name, available, presets or {})}
     if not wanted:
         raise ValueError("no activation is asked for: give an id, a glob, a preset, a file or a list of these")
     return [a for a in available if a.id in wanted]
+
+
+def names(spec: Spec, inside: tuple[str, ...] = ()) -> list[str]:
+    """The ids, globs and presets that a spec names, with those in its files in the place of the files.
+
+    Args:
+        inside: the files that are being read.
+    """
+    found = []
+    for part in _parts(spec):
+        if Path(part).suffix.lower() not in {".json", ".yaml", ".yml"}:
+            found.append(part)
+        elif part in inside:
+            raise ValueError(f"activation file {part} names itself")
+        else:
+            found += names(_read(Path(part)), (*inside, part))
+    return found
 
 
 def _parts(spec: Spec) -> list[str]:
@@ -136,18 +163,12 @@ def _parts(spec: Spec) -> list[str]:
     return [part for item in spec for part in _parts(item)]
 
 
-def _resolve(
-    name: str, available: Sequence[Activation], presets: Mapping[str, Sequence[str]], seen: tuple[str, ...] = ()
-) -> list[Activation]:
+def _resolve(name: str, available: Sequence[Activation], presets: Mapping[str, Sequence[str]]) -> list[Activation]:
     by_id = {a.id: a for a in available}
     if name in by_id:
         return [by_id[name]]
     if name in presets:
-        return [a for part in presets[name] for a in _resolve(part, available, presets, seen)]
-    if Path(name).suffix.lower() in {".json", ".yaml", ".yml"}:
-        if name in seen:
-            raise ValueError(f"activation file {name} names itself")
-        return [a for part in _parts(_read(Path(name))) for a in _resolve(part, available, presets, (*seen, name))]
+        return [a for part in presets[name] for a in _resolve(part, available, presets)]
     if is_glob(name) and (found := match(name, available)):
         return found
     _unknown(name, by_id, presets)
@@ -169,9 +190,13 @@ def _read(path: Path) -> Spec:
 
 
 def _unknown(name: str, by_id: Mapping[str, Activation], presets: Mapping[str, Sequence[str]]) -> NoReturn:
+    if name in {a.id for a in COMPOSED}:
+        raise UnknownActivation(f"{name!r} is no tensor of a denoiser: FeatureExtractor makes it of several")
     if is_glob(name):
-        maps = [i for i in by_id if fnmatch.fnmatchcase(i, name)]
-        if maps:
+        left_out = [a for a in by_id.values() if fnmatch.fnmatchcase(a.id, name)]
+        if any(a.tap == "composed" for a in left_out):
+            raise UnknownActivation(f"{name!r} matches only {left_out[-1].id}, which no glob takes; ask for it by name")
+        if left_out:
             raise UnknownActivation(f"{name!r} matches only attention maps; ask for them by a glob ending in 'map'")
         literal = name.translate(str.maketrans("", "", "*?[]"))
         near = difflib.get_close_matches(literal, by_id, n=3, cutoff=0)

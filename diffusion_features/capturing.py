@@ -58,7 +58,7 @@ def capture(
     grad: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    reduce: Callable[[str, Any], Any] | None = None,
+    reduce: Callable[[str, Any], Any] | Mapping[str, Callable[[str, Any], Any]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Capture activations while a denoiser runs: in a direct call, in training, or inside a pipeline's generation.
 
@@ -78,8 +78,9 @@ def capture(
         grad: keep the autograd graph; otherwise captures are detached.
         device, dtype: where to put captures as soon as they are made; by default as the model makes them.
         reduce: called with each id and its tensor, while the denoiser runs; for a map with its ``AttentionCall``, and
-            no map is made. What it returns is kept instead. It is called without gradients and must not change what
-            it is given. ``heads``, ``split_cfg``, ``grad``, ``device`` and ``dtype`` do not apply.
+            no map is made. What it returns is kept instead. It is called without gradients, unless ``grad``, and must
+            not change what it is given. ``heads``, ``split_cfg``, ``device`` and ``dtype`` do not apply. A mapping has
+            such a function for some ids, and the others are captured as without it.
 
     Yields:
         id → tensor, filled while the denoiser runs: (B, C, h, w), (B, tokens, C) for text-side ids, or
@@ -147,7 +148,7 @@ class _Recorder:
         grad: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        reduce: Callable[[str, Any], Any] | None,
+        reduce: Callable[[str, Any], Any] | Mapping[str, Callable[[str, Any], Any]] | None,
     ) -> None:
         if heads not in ("each", "mean"):
             raise ValueError(f"heads must be 'each' or 'mean', not {heads!r}")
@@ -155,7 +156,7 @@ class _Recorder:
         self.denoiser, self.chosen = denoiser, chosen
         self.stop_early, self.steps, self.split_cfg, self.grad = stop_early, steps, split_cfg, grad
         self.head_mean, self.device, self.dtype = heads == "mean", device, dtype
-        self.reduce = reduce
+        self.reduce = dict.fromkeys((a.id for a in chosen), reduce) if callable(reduce) else dict(reduce or {})
         self.thread = threading.get_ident()
         self.call = -1
         self.running = False
@@ -257,7 +258,7 @@ class _Recorder:
             tensor = take(tensor, layout.image if activation.kind == "spatial" else layout.text, -2)
         if layout and activation.kind == "spatial":
             tensor = tensor.transpose(1, 2).unflatten(2, layout.grid)
-        if self.reduce is not None:
+        if activation.id in self.reduce:
             self.keep_reduced(activation, tensor)
             return
         if not self.grad:
@@ -267,9 +268,8 @@ class _Recorder:
 
     def keep_reduced(self, activation: Activation, found: Tensor | AttentionCall) -> None:
         """Keep what ``reduce`` makes of something that was asked for."""
-        assert self.reduce is not None
-        with torch.no_grad():
-            self._keep(activation.id, self.reduce(activation.id, found))
+        with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+            self._keep(activation.id, self.reduce[activation.id](activation.id, found))
 
     def part(self, activation: Activation) -> tuple[slice | Tensor, slice | Tensor]:
         """Queries and keys of a map: all of a layer of its own, a block of a joint one."""
@@ -330,7 +330,7 @@ class _AttentionMode(TorchFunctionMode):
         if func is not torch.nn.functional.scaled_dot_product_attention or self.seen:
             return func(*args, **kwargs)
         self.seen = True
-        if self.recorder.reduce is None:
+        if self.activation.id not in self.recorder.reduce:
             self._record(*args, **kwargs)
             return func(*args, **kwargs)
         output = func(*args, **kwargs)

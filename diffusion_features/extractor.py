@@ -6,7 +6,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
@@ -14,12 +16,22 @@ import torch
 from diffusers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
-from .activations import Activation, Kind, Spec, presets, select
+from .activations import COMPOSED, Activation, Kind, Spec, names, presets, select
 from .attention import use_fast_attention
+from .attention_call import AttentionCall
 from .capturing import capture
+from .composed import (
+    CELL,
+    AttentionSum,
+    Group,
+    attention_channels,
+    attention_groups,
+    check_attention,
+    next_image,
+)
 from .families import denoiser_classes, family_of, list_activations, unwrap
 from .images import Picture, as_tensor
-from .loading import load_pipeline, model_revision
+from .loading import has_decoder, load_pipeline, model_revision
 from .memory import advised
 from .modulating import discarded, is_block_output, runs, without
 from .noising import Draw, Predict, add_noise, check_t, travel
@@ -36,7 +48,8 @@ RECENT = 256
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """channels: of the tensor (heads for a map). stride: side of a feature cell in image pixels, ``None`` for text."""
+    """channels: of the tensor (heads for a map); 0 for an ``attn`` whose channels depend on the image or the prompt.
+    stride: side of a feature cell in image pixels, ``None`` for text."""
 
     channels: int
     stride: int | None
@@ -57,6 +70,7 @@ class FeatureExtractor(nn.Module):
         pipe: the diffusers pipeline.
         available: everything the model has to capture, in forward order.
         activations: what a call captures when it does not say.
+        attention: categories of the maps that ``attn`` is made of.
         model_id, revision: where the weights came from, if known.
     """
 
@@ -67,6 +81,7 @@ class FeatureExtractor(nn.Module):
         *,
         owned: bool = False,
         trainable: bool = False,
+        attention: str | Sequence[str] = "up_cross",
         model_id: str = "",
         revision: str | None = None,
     ) -> None:
@@ -81,6 +96,7 @@ class FeatureExtractor(nn.Module):
         self.available = untruncated(inner) or loaded
         self._loaded = [a.id for a in loaded]
         self.presets = presets(self.family.preset_model(inner, self.model_id))
+        self.attention = check_attention(attention)
         self.activations = self._select(activations)
         self._prompts: dict[str, Any] = {}  # asked for
         self._recent: dict[str, Any] = {}  # of calls
@@ -100,6 +116,7 @@ class FeatureExtractor(nn.Module):
         device: torch.device | str | None = None,
         local_files_only: bool = False,
         trainable: bool = False,
+        attention: str | Sequence[str] = "up_cross",
         prompts: str | Sequence[str] | None = None,
         quantization_config: PipelineQuantizationConfig | None = None,
     ) -> FeatureExtractor:
@@ -113,27 +130,31 @@ class FeatureExtractor(nn.Module):
             dtype: float32 on a CPU and float16 on a GPU if not given.
             device: a CUDA device if there is one.
             trainable: the denoiser becomes a submodule with gradients; otherwise everything is frozen.
+            attention: what the activation ``attn`` is made of, in this order of its channels: ``down_cross``,
+                ``mid_cross``, ``up_cross``, ``down_self``, ``mid_self``, ``up_self``. See ``composed``.
             prompts: encode these now and release the text encoders; other prompts are then refused.
             quantization_config: diffusers' own: which components are quantised as they are loaded, and how.
 
         Offloading is diffusers' own too: load with ``device="cpu"``, then ``pipe.enable_model_cpu_offload()`` or
         ``pipe.enable_group_offload(...)``.
 
-        The VAE decoder is not loaded. xformers is used where it is installed and works.
+        The VAE decoder is loaded only for ``vae-out``. xformers is used where it is installed and works.
 
         Raises:
             LoadError: the model cannot be loaded; the message says why.
             UnknownActivation: ``activations`` names nothing in this model.
+            ValueError: ``attention`` names no category, or one that this model lacks and ``attn`` would need.
         """
         pipe = load_pipeline(
             model, revision=revision, variant=variant, dtype=dtype, device=device, local_files_only=local_files_only,
             activations=activations, quantization_config=quantization_config,
         )  # fmt: skip
-        if getattr(pipe, "vae", None) is not None:  # a single file has brought it along
-            pipe.vae.decoder = None
+        if getattr(pipe, "vae", None) is not None and "vae-out" not in names(activations):
+            pipe.vae.decoder = None  # a single file has brought it along
         extractor = cls(
-            pipe, activations, owned=True, trainable=trainable, model_id=str(model), revision=model_revision(pipe)
-        )
+            pipe, activations, owned=True, trainable=trainable, attention=attention, model_id=str(model),
+            revision=model_revision(pipe),
+        )  # fmt: skip
         use_fast_attention(extractor.denoiser)
         if prompts is not None:
             extractor.encode_prompts(prompts)
@@ -141,12 +162,19 @@ class FeatureExtractor(nn.Module):
         return extractor
 
     @classmethod
-    def from_pipe(cls, pipe: Any, activations: Spec = "practical", *, trainable: bool = False) -> FeatureExtractor:
+    def from_pipe(
+        cls,
+        pipe: Any,
+        activations: Spec = "practical",
+        *,
+        trainable: bool = False,
+        attention: str | Sequence[str] = "up_cross",
+    ) -> FeatureExtractor:
         """Use a loaded pipeline of the caller, which is never moved, freed, frozen or rescheduled.
 
         Its prompts are encoded anew at each call, because the caller may load LoRAs between two of them.
         """
-        return cls(pipe, activations, trainable=trainable)
+        return cls(pipe, activations, trainable=trainable, attention=attention)
 
     # ---- what it is -------------------------------------------------------------------------------------------------
 
@@ -179,11 +207,21 @@ class FeatureExtractor(nn.Module):
     @property
     def feature_info(self) -> dict[str, FeatureInfo]:
         """id → channels, stride in image pixels and kind, of the default activations."""
+        return {a.id: self._info(a) for a in self.activations}
+
+    def _info(self, activation: Activation) -> FeatureInfo:
+        if activation.id == "vae-out":
+            return FeatureInfo(activation.channels, 1, activation.kind)
+        if activation.id == "attn":
+            tokens = self.family.text_tokens(self.pipe)
+            channels = attention_channels(self._attention_groups(), self.attention, tokens)
+            return FeatureInfo(channels, CELL, activation.kind)
         cell = self.family.pixels_per_cell(self.pipe)
-        return {
-            a.id: FeatureInfo(a.channels, None if a.stride is None else a.stride * cell, a.kind)
-            for a in self.activations
-        }
+        stride = None if activation.stride is None else activation.stride * cell
+        return FeatureInfo(activation.channels, stride, activation.kind)
+
+    def _attention_groups(self) -> dict[str, Group]:
+        return attention_groups(self.available, self.attention, self.family.pixels_per_cell(self.pipe))
 
     @property
     def multiple(self) -> int:
@@ -197,6 +235,23 @@ class FeatureExtractor(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return unwrap(self.denoiser).dtype  # type: ignore[return-value]
+
+    # ---- what it does by default ------------------------------------------------------------------------------------
+
+    def set_activations(self, activations: Spec) -> None:
+        """Change what calls capture when they do not say, and so ``feature_info``.
+
+        Raises:
+            UnknownActivation, ValueError: as a call with ``activations``.
+        """
+        self.activations = self._select(activations)
+
+    def keep_gradients(self) -> None:
+        """Make calls return features with their graph, although the denoiser is frozen.
+
+        For what learns inside it, such as adapters, or before it, such as a prompt's embedding.
+        """
+        self.trainable = True
 
     # ---- the call ---------------------------------------------------------------------------------------------------
 
@@ -250,7 +305,8 @@ class FeatureExtractor(nn.Module):
             output_device, output_dtype: where captures go as soon as they are made.
 
         Returns:
-            id → (B, C, h, w), (B, tokens, C) for text-side ids or (B, heads, queries, keys) for maps, in forward order.
+            id → (B, C, h, w), (B, tokens, C) for text-side ids or (B, heads, queries, keys) for maps, in forward order,
+            with ``attn`` (B, channels, H/8, W/8) and ``vae-out`` (B, 3, H, W) behind them, see ``composed``.
             Detached, unless the extractor is trainable.
 
         Raises:
@@ -274,31 +330,22 @@ class FeatureExtractor(nn.Module):
         grad = self.trainable and torch.is_grad_enabled()
         with self._lock, advised(), torch.set_grad_enabled(grad), applied(self, call):
             clean, pixels = self._clean(images, size, latents, seed if sample_posterior else None)
-
-            def told(prompts: str | Sequence[str]) -> Predict:
-                conditions = self._conditions(prompts, len(clean))
-                return lambda x, level: self.family.denoise(self.pipe, x, level, conditions, pixels)
-
-            run = told(call.prompts)
-            step = run if call.guidance == 1 else guided(run, told(call.negative), call.guidance)
+            run, step = self._predictors(call, len(clean), pixels)
 
             def noisy(eps: Tensor, level: int) -> Tensor:
-                scheduler = self.pipe.scheduler
                 if invert:
-                    return travel(clean, 0, level, solver_steps, step, scheduler)
-                if denoise_from is None:
-                    return add_noise(clean, eps, level, scheduler)
-                return travel(
-                    add_noise(clean, eps, denoise_from, scheduler), denoise_from, level, solver_steps, step, scheduler
-                )
+                    return travel(clean, 0, level, solver_steps, step, self.pipe.scheduler)
+                return self._noisy(clean, eps, level, call, step)
+
+            def kept(id: str, found: Tensor | AttentionCall) -> Tensor:
+                tensor = found if isinstance(found, Tensor) else found.map.rows(head_mean=heads == "mean")
+                return tensor.to(device=output_device, dtype=output_dtype or clean.dtype)
 
             def captured(x: Tensor, level: int, wanted: list[Activation]) -> dict[str, Tensor]:
-                with capture(
-                    self.denoiser, wanted, stop_early=True, heads=heads, grad=torch.is_grad_enabled(),
+                return self._captured(
+                    wanted, x, level, run, pixels, kept, only_composed=True, heads=heads,
                     device=output_device, dtype=output_dtype,
-                ) as features:  # fmt: skip
-                    run(x, level)
-                return features
+                )  # fmt: skip
 
             def features_at(eps: Tensor, level: int) -> dict[str, Tensor]:
                 latents_t = noisy(eps, level)
@@ -327,29 +374,99 @@ class FeatureExtractor(nn.Module):
         seed: int | Sequence[int] = 0,
         activations: Spec | None = None,
         size: int | tuple[int, int] | None = None,
+        suppress: TechniqueSpec | Sequence[TechniqueSpec] = (),
     ) -> dict[str, Any]:
         """As a call, but each activation is handed to ``reduce`` as it comes, and only what that returns is kept.
 
-        An attention map comes as an ``AttentionCall``, and is not made: see ``capture``.
+        ``attn`` and ``vae-out`` come last.
+
+        An attention map comes as an ``AttentionCall``, and is not made: see ``capture``. Of the steps that a technique
+        takes down to t, ``reduce`` sees nothing.
 
         Returns:
             id → what ``reduce(id, tensor or call)`` returned.
         """
         chosen = self.activations if activations is None else self._select(activations)
-        (level,) = self._levels(t, None)
-        with self._lock, advised(), torch.no_grad():
+        call = asked(suppress, Call(images, prompt, t, size=size, multiple=self.multiple))
+        (level,) = self._levels(t, call.denoise_from)
+        with self._lock, advised(), torch.no_grad(), applied(self, call):
             clean, pixels = self._clean(images, size, None, None)
-            conditions = self._conditions(prompt, len(clean))
+            run, step = self._predictors(call, len(clean), pixels)
             (noise,) = self._draws(clean, seed, 1, None)
-            noisy = add_noise(clean, noise, level, self.pipe.scheduler)
-            with capture(self.denoiser, chosen, stop_early=True, reduce=reduce) as kept:
-                self.family.denoise(self.pipe, noisy, level, conditions, pixels)
-        return kept
+            noisy = self._noisy(clean, noise, level, call, step)
+            return self._captured(chosen, noisy, level, run, pixels, reduce)
+
+    def _captured(
+        self,
+        wanted: list[Activation],
+        noisy: Tensor,
+        level: int,
+        run: Predict,
+        pixels: tuple[int, int],
+        keep: Callable[[str, Any], Any],
+        *,
+        only_composed: bool = False,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """What one run of the denoiser on x_t gives: what is captured, then what is composed of it.
+
+        Args:
+            pixels: (height, width) of the images.
+            keep: called with an id and its tensor or ``AttentionCall``; what it returns is kept.
+            only_composed: ``capture`` keeps what no composed activation is made of, with these ``options``.
+        """
+        ids = {a.id for a in wanted}
+        attention = AttentionSum(self._attention_groups() if "attn" in ids else {})
+        tapped = [a for a in wanted if a.tap != "composed"]
+        tapped += [a for a in self.available if a.id in attention.groups and a.id not in ids]
+
+        def take(id: str, found: Tensor | AttentionCall) -> Any:
+            if isinstance(found, AttentionCall) and id in attention.groups:
+                attention.add(id, found)
+            return keep(id, found) if id in ids else None
+
+        taken = dict.fromkeys(attention.groups if only_composed else (a.id for a in tapped), take)
+        options |= dict(stop_early="vae-out" not in ids, grad=torch.is_grad_enabled(), reduce=taken)
+        nothing: AbstractContextManager[dict[str, Any]] = nullcontext({})
+        with capture(self.denoiser, tapped, **options) if tapped else nothing as features:
+            prediction = run(noisy, level)
+        found = {id: value for id, value in features.items() if id in ids}
+        if "attn" in ids:
+            found["attn"] = keep("attn", attention.result(pixels))
+        if "vae-out" in ids:
+            decode = partial(self.family.decode_latents, self.pipe)
+            found["vae-out"] = keep("vae-out", next_image(noisy, prediction, level, self.pipe.scheduler, decode))
+        return found
+
+    def _predictors(self, call: Call, batch: int, pixels: tuple[int, int]) -> tuple[Predict, Predict]:
+        """(x_t, t) → the denoiser's prediction: told the call's prompts, and guided as the call's steps are."""
+
+        def told(prompts: str | Sequence[str]) -> Predict:
+            conditions = self._conditions(prompts, batch)
+            return lambda x, level: self.family.denoise(self.pipe, x, level, conditions, pixels)
+
+        run = told(call.prompts)
+        return run, run if call.guidance == 1 else guided(run, told(call.negative), call.guidance)
+
+    def _noisy(self, clean: Tensor, eps: Tensor, level: int, call: Call, step: Predict) -> Tensor:
+        """Clean latents with noise at ``level``; by the steps down to it that the call takes, if any."""
+        start, scheduler = call.denoise_from, self.pipe.scheduler
+        if start is None:
+            return add_noise(clean, eps, level, scheduler)
+        return travel(add_noise(clean, eps, start, scheduler), start, level, call.solver_steps, step, scheduler)
 
     def _select(self, spec: Spec) -> list[Activation]:
-        chosen = select(self.available, spec, self.presets)
+        chosen = select([*self.available, *COMPOSED], spec, self.presets)
+        ids = {a.id for a in chosen}
+        if "vae-out" in ids and not has_decoder(self.pipe):
+            raise ValueError(
+                "vae-out needs the VAE's decoder, which was not loaded: name vae-out among the activations of "
+                "from_pretrained"
+            )
+        ids |= set(self._attention_groups()) if "attn" in ids else set()
+        whole = self.available if "vae-out" in ids else [a for a in self.available if a.id in ids]
         loaded = set(self._loaded)
-        if beyond := [a.id for a in chosen if a.id not in loaded]:
+        if beyond := [a.id for a in whole if a.id not in loaded]:
             raise ValueError(
                 f"{beyond[-1]} was not loaded: this model was loaded only up to {self._loaded[-1]}. Name it, or '*', "
                 "among the activations of from_pretrained"

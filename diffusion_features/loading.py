@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import diffusers
@@ -35,7 +36,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from .activations import Spec, presets, select
+from .activations import COMPOSED, Spec, names, presets, select
 from .families import denoiser_classes, family_of, list_activations, refusal
 from .memory import sizes_of, too_large
 from .truncating import blocks_of, load_part, mark_truncated, outline, unneeded_blocks
@@ -79,8 +80,9 @@ def load_pipeline(
         dtype: of the weights; None means float16 on CUDA and float32 elsewhere.
         device: None means CUDA if there is one, else the CPU.
         local_files_only: never ask the hub, use what an earlier download left in the cache.
-        activations: load a transformer only up to the deepest of these, and no VAE decoder. A UNet is loaded whole:
-            most of it is needed for nearly every activation. So is what comes from a single file.
+        activations: load a transformer only up to the deepest of these, and no VAE decoder unless ``vae-out`` is one.
+            A UNet is loaded whole: most of it is needed for nearly every activation. So is what comes from a single
+            file.
         quantization_config: diffusers' own: which components are quantised as they are loaded, and how.
 
     Raises:
@@ -142,6 +144,12 @@ def resolve(model: str | os.PathLike[str]) -> Path | str:
             f"{name!r} is no existing file or folder, and no hub id, which looks like 'owner/name'."
         ) from error
     return name
+
+
+def has_decoder(pipe: Any) -> bool:
+    """Whether the pipeline can make images of latents: the VAE's decoder is left out where nothing needs it."""
+    vae = getattr(pipe, "vae", None)
+    return vae is None or not isinstance(getattr(vae, "decoder", None), (NoneType, torch.nn.Identity))
 
 
 def model_revision(model: DiffusionPipeline | str | os.PathLike[str]) -> str | None:
@@ -226,12 +234,14 @@ def _parts(
         for part in ("transformer", "vae")
         if index.get(part, [None])[0] == "diffusers" and hasattr(diffusers, index[part][1])
     }
-    without = {"vae": ["decoder"]} if "vae" in classes else {}
+    without = {"vae": ["decoder"]} if "vae" in classes and "vae-out" not in names(activations) else {}
     with _plain_folder_errors(folder, options.variant):
         whole = outline(classes["transformer"], folder / "transformer") if "transformer" in classes else None
     if whole is not None:
         known = presets(family_of(whole).preset_model(whole, name))
-        without["transformer"] = unneeded_blocks(whole, select(list_activations(whole), activations, known))
+        without["transformer"] = unneeded_blocks(
+            whole, select([*list_activations(whole), *COMPOSED], activations, known)
+        )
     if options.quantization_config is None:
         blocks = [] if whole is None else [b for b in blocks_of(whole) if b not in without["transformer"]]
         with _plain_folder_errors(folder, options.variant):

@@ -40,7 +40,12 @@ def blocks_of(denoiser: nn.Module) -> list[str]:
 
 
 def unneeded_blocks(denoiser: nn.Module, chosen: Sequence[Activation]) -> list[str]:
-    """Dotted paths of the blocks behind the last one that holds any of the activations."""
+    """Dotted paths of the blocks behind the last one that holds any of the activations.
+
+    None if one of them is made of what all blocks give.
+    """
+    if any(a.tap == "composed" for a in chosen):
+        return []
     blocks = blocks_of(denoiser)
     holding = [i for i, path in enumerate(blocks) if any(f"{a.module}.".startswith(f"{path}.") for a in chosen)]
     return blocks[holding[-1] + 1 :] if holding else []

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusion_features import FeatureExtractor, capture, list_activations
-from diffusion_features.activations import spans
+from diffusion_features import FeatureExtractor, UnknownActivation, capture, list_activations
+from diffusion_features.activations import select, spans
 from diffusion_features.attention_map import attention_map
 from diffusion_features.truncating import blocks_of
 from tests.released import digest, reproducible, seeded
@@ -235,9 +235,9 @@ def test_denoiser_output_is_unchanged_and_the_input_is_the_documented_mixture(pi
             assert torch.equal(pipe.transformer(**seen)[0][0], plain[0])
 
 
-def generate(pipe):
+def generate(pipe, output_type="latent"):
     """A generation in two steps without guidance, of the size of the image."""
-    options = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"}
+    options = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": output_type}
     if of_family(pipe, {"PixArt": True, "Sana": True}, False):
         options |= {"use_resolution_binning": False, "clean_caption": False}
     if type(pipe).__name__.startswith("Hunyuan"):
@@ -258,16 +258,48 @@ def test_prediction_is_what_the_pipeline_itself_steps_with(pipe, every):
         patch.setattr(pipe.scheduler, "step", spy)
         generate(pipe)
     prediction, t, sample = steps[0]
-    family, grid = every["fx"].family, (HEIGHT // 16, WIDTH // 16)
-    if of_family(pipe, {"Flux": True, "QwenImage": True}, False):
-        prediction, sample = (x.mT.unflatten(2, grid) for x in (prediction, sample))
-    if of_family(pipe, {"Flux2": False, "Flux": True, "QwenImage": True}, False):
-        prediction, sample = (F.pixel_shuffle(x, 2) for x in (prediction, sample))
+    family = every["fx"].family
+    prediction, sample = unpacked(pipe, prediction), unpacked(pipe, sample)
     with torch.no_grad():
         conditions = family.encode_prompts(pipe, ["a photo of a cat"])
         ours = family.denoise(pipe, sample, int(t), conditions, (HEIGHT, WIDTH))
     assert int(t) == t and ours.shape == sample.shape
     assert torch.allclose(ours, prediction, atol=1e-5)
+
+
+def unpacked(pipe, latents):
+    """What a scheduler steps with, as (B, c, h, w)."""
+    if of_family(pipe, {"Flux": True, "QwenImage": True}, False):
+        latents = latents.mT.unflatten(2, (HEIGHT // 16, WIDTH // 16))
+    if of_family(pipe, {"Flux2": False, "Flux": True, "QwenImage": True}, False):
+        latents = F.pixel_shuffle(latents, 2)
+    return latents
+
+
+def test_latents_are_decoded_as_the_pipeline_itself_decodes_them(pipe, image, every):
+    """And as the inverse of how images are encoded."""
+    family, stepped, decoded = every["fx"].family, [], []
+    step, decode = pipe.scheduler.step, pipe.vae.decode
+
+    def spy(spied, into, *args, **kwargs):
+        into.append(spied(*args, **kwargs))
+        return into[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.scheduler, "step", lambda *args, **kwargs: spy(step, stepped, *args, **kwargs))
+        patch.setattr(pipe.vae, "decode", lambda *args, **kwargs: spy(decode, decoded, *args, **kwargs))
+        generate(pipe, "pt")
+    latents, theirs = unpacked(pipe, stepped[-1][0]), decoded[0][0]
+    with torch.no_grad():
+        ours = family.decode_latents(pipe, latents)
+        assert torch.allclose(ours, theirs.reshape(ours.shape), atol=1e-5)
+        clean, seen = family.encode_images(pipe, image, None), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipe.vae, "decode", lambda x, return_dict: spy(lambda: (x,), seen))
+            family.decode_latents(pipe, clean)
+        encoded = pipe.vae.encode(image[:, :, None] if seen[0][0].ndim == 5 else image)
+        mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+        assert torch.allclose(seen[0][0], mean, atol=1e-5)
 
 
 def test_what_the_pipeline_itself_passes_is_what_we_pass(pipe, image, every):
@@ -385,7 +417,7 @@ def test_equals_released(family):
         assert ours["probe"] == pytest.approx(theirs["probe"], rel=2e-3, abs=2e-5), id
 
 
-def test_published_counts():
+def test_published_counts_and_ids_of_other_families():
     from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel
 
     with torch.device("meta"):
@@ -394,3 +426,10 @@ def test_published_counts():
     assert len(list_activations(pixart)) == 280
     extra = ("cross-k", "cross-v", "text-map")  # which the released code does not offer
     assert sum(a.role not in extra for a in list_activations(flux)) == 437
+    for model, other, nearest in [
+        (pixart, "up-level1-repeat1-vit-block0-cross-q", "vit-block0-cross-q"),
+        (pixart, "vit-block12-attn-out", "vit-block12-out"),
+        (flux, "mid-vit-block0-cross-map", "vit-block0-cross-map"),
+    ]:
+        with pytest.raises(UnknownActivation, match=f"did you mean {nearest},"):
+            select(list_activations(model), other)

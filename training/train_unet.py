@@ -114,7 +114,9 @@ def export(pipe: DiffusionPipeline, folder: Path, also: Sequence[Path] = ()) -> 
 
 def main() -> None:
     """Train from the command line."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
+    options = parser.parse_args()
     torch.manual_seed(SEED)
     with first():
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
@@ -122,7 +124,7 @@ def main() -> None:
     module = Denoising(*networks(words))
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
-        due = [name for name in BATCH if step % EVERY[name] == 0]
+        due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]
         drawn = [sets[name].draw(round(BATCH[name] * share), generator) for name in due]
         return [noised(x, ids, generator) | {"silent": padding(ids)} for _, x, ids in drawn]
 

@@ -1,18 +1,7 @@
 # SDXL and Playground v2 side by side, frozen: the largest setting (XL-t) of arXiv 2410.03558, on ADE20K.
-_base_ = [
-    "_base_/models/upernet.py",
-    "_base_/datasets/ade20k.py",
-    "_base_/schedules/adamw_80k.py",
-    "_base_/runtime.py",
-]
-prompt = (
-    "a highly realistic photo of the real world. It can be an indoor scene, or an outdoor scene, or a photo of "
-    "nature. high quality."
-)
-shared = dict(type="DiffusionBackbone", variant="fp16", activations="full", t=50, prompt=prompt, size=1024)
-data_preprocessor = dict(size=(512, 512), size_divisor=None)
+_base_ = ["_base_/ade20k_upernet.py"]
+shared = dict(type="DiffusionBackbone", variant="fp16", activations="full", t=50, prompt=_base_.prompt, size=1024)
 model = dict(
-    data_preprocessor=data_preprocessor,
     backbone=dict(
         _delete_=True,
         type="DiffusionBackbones",
@@ -21,6 +10,5 @@ model = dict(
             dict(model="playgroundai/playground-v2-1024px-aesthetic", **shared),
         ],
         projection=dict(channels=256, norm=dict(type="GN", num_groups=32)),
-    ),
-    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(512, 512)),
+    )
 )

@@ -1,12 +1,7 @@
-# The same, trained as the released code does: levels from coarse to fine, no projection
-# (its residual blocks begin at zero and stay there), padding learnt as class 1, and a learning rate that stops at 1e-4.
-_base_ = ["ade20k_sdxl_legacy_upernet.py"]
-norm_cfg = dict(_delete_=True, type="SyncBN", requires_grad=True)
-data_preprocessor = dict(seg_pad_val=1)
+# Trained as the released code does. Compare ade20k_sdxl_legacy_upernet.py.
+_base_ = ["ade20k_sdxl_practical_upernet_released.py"]
 model = dict(
-    data_preprocessor=data_preprocessor,
-    backbone=dict(projection=None, t=50),
-    decode_head=dict(in_channels=[1280, 960], in_index=[1, 0], norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=960, in_index=0, norm_cfg=norm_cfg),
+    backbone=dict(activations="legacy"),
+    decode_head=dict(in_channels=[1280, 960]),
+    auxiliary_head=dict(in_channels=960),
 )
-param_scheduler = [dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=80000, by_epoch=False)]

@@ -1,24 +1,7 @@
-# SDXL, frozen, with the practical activations of arXiv 2410.03558, and UPerNet, on ADE20K.
-_base_ = [
-    "_base_/models/upernet_2levels.py",
-    "_base_/datasets/ade20k.py",
-    "_base_/schedules/adamw_80k.py",
-    "_base_/runtime.py",
-]
-prompt = (
-    "a highly realistic photo of the real world. It can be an indoor scene, or an outdoor scene, or a photo of "
-    "nature. high quality."
-)
-data_preprocessor = dict(size=(512, 512), size_divisor=None)
+# SDXL, frozen, with the practical activations of arXiv 2410.03558, and UPerNet on two levels, on ADE20K.
+_base_ = ["_base_/ade20k_upernet.py"]
+sdxl = dict(model="stabilityai/stable-diffusion-xl-base-1.0", variant="fp16", size=1024)
 model = dict(
-    data_preprocessor=data_preprocessor,
-    backbone=dict(
-        model="stabilityai/stable-diffusion-xl-base-1.0",
-        variant="fp16",
-        activations="practical",
-        t=50,
-        prompt=prompt,
-        size=1024,
-    ),
-    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(512, 512)),
+    backbone=dict(**sdxl, activations="practical", t=50),
+    decode_head=dict(in_channels=[256, 256], in_index=[0, 1], pool_scales=(1, 2)),
 )

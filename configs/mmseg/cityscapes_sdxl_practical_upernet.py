@@ -1,26 +1,7 @@
-# SDXL, frozen, with the practical activations of arXiv 2410.03558, and UPerNet, on Cityscapes.
-_base_ = [
-    "_base_/models/upernet_2levels.py",
-    "_base_/datasets/cityscapes.py",
-    "_base_/schedules/adamw_80k.py",
-    "_base_/runtime.py",
-]
-prompt = (
-    "An urban street scene with multiple lanes, various buildings, traffic lights, cars in the lanes, and "
-    "pedestrians, highly realistic."
-)
-data_preprocessor = dict(size=(1024, 1024), size_divisor=None)
+# SDXL, frozen, with the practical activations of arXiv 2410.03558, and UPerNet on two levels, on Cityscapes.
+_base_ = ["_base_/cityscapes_upernet.py"]
+sdxl = dict(model="stabilityai/stable-diffusion-xl-base-1.0", variant="fp16", size=1024)
 model = dict(
-    data_preprocessor=data_preprocessor,
-    backbone=dict(
-        model="stabilityai/stable-diffusion-xl-base-1.0",
-        variant="fp16",
-        activations="practical",
-        t=50,
-        prompt=prompt,
-        size=1024,
-    ),
-    decode_head=dict(num_classes=19),
-    auxiliary_head=dict(num_classes=19),
-    test_cfg=dict(mode="slide", crop_size=(1024, 1024), stride=(512, 512)),
+    backbone=dict(**sdxl, activations="practical", t=50),
+    decode_head=dict(in_channels=[256, 256], in_index=[0, 1], pool_scales=(1, 2)),
 )

@@ -1,12 +1,8 @@
-# The same, trained as the released code does: levels from coarse to fine, no projection
-# (its residual blocks begin at zero and stay there), padding learnt as class 1, and a learning rate that stops at 1e-4.
-_base_ = ["cityscapes_sdxl_practical_upernet.py"]
-norm_cfg = dict(_delete_=True, type="SyncBN", requires_grad=True)
-data_preprocessor = dict(seg_pad_val=1)
+# Trained as the released code does. Compare cityscapes_sdxl_practical_upernet.py.
+_base_ = ["_base_/cityscapes_upernet_released.py"]
+sdxl = dict(model="stabilityai/stable-diffusion-xl-base-1.0", variant="fp16", size=1024)
 model = dict(
-    data_preprocessor=data_preprocessor,
-    backbone=dict(projection=None, t=50),
-    decode_head=dict(in_channels=[2560, 1280], in_index=[1, 0], norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=1280, in_index=0, norm_cfg=norm_cfg),
+    backbone=dict(**sdxl, activations="practical", t=50),
+    decode_head=dict(in_channels=[2560, 1280], in_index=[1, 0], pool_scales=(1, 2)),
+    auxiliary_head=dict(in_channels=1280, in_index=0),
 )
-param_scheduler = [dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=80000, by_epoch=False)]

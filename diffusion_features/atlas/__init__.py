@@ -3,13 +3,14 @@
 The three properties and the filter by kind are those of arXiv 2410.03558, sections 4 and 5.
 """
 
-from .candidates import candidates, published_filter
+from .candidates import PUBLISHED_SHARE, candidates, place_filter, published_filter
 from .choosing import Choice, Limits, choose, granularity, preset
 from .measuring import Entry, measure
 from .probing import Labelled, probe
 from .properties import Properties, properties
 
 __all__ = [
+    "PUBLISHED_SHARE",
     "Choice",
     "Entry",
     "Labelled",
@@ -19,6 +20,7 @@ __all__ = [
     "choose",
     "granularity",
     "measure",
+    "place_filter",
     "preset",
     "probe",
     "properties",

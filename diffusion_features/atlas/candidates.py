@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from ..activations import Activation
 
+PUBLISHED_SHARE = 63 / 279
+"""Of SDXL's candidates, what the paper's filter leaves."""
 INCREMENTS = ("res-increment", "ffn-inner", "self-v")
 """What a residual connection adds: severe high-frequency noise (appendix E.1)."""
 
@@ -23,6 +25,19 @@ def candidates(available: Sequence[Activation]) -> list[Activation]:
 def _sparse(activation: Activation) -> bool:
     block = re.search(r"(?:^|-)vit-block(\d+)-", activation.id)
     return activation.role != "self-v" and (block is None or int(block[1]) % 2 == 1 or block[1] == "0")
+
+
+def place_filter(found: Sequence[Activation]) -> dict[str, str]:
+    """What the paper's filter drops by its place in the model: rule 1 of ``published_filter``, without the kinds.
+
+    Args:
+        found: candidates, in forward order.
+
+    Returns:
+        id -> reason, for each candidate that is dropped. Nothing where there is no up-stage.
+    """
+    finest = _finest(found)
+    return {a.id: reason for a in found if (reason := _misplaced(a, finest)) is not None}
 
 
 def published_filter(found: Sequence[Activation]) -> dict[str, str]:
@@ -42,25 +57,40 @@ def published_filter(found: Sequence[Activation]) -> dict[str, str]:
     Returns:
         id -> reason, for each candidate that is dropped.
     """
-    levels = [int(level[1]) for a in found if (level := re.match(r"up-level(\d+)-", a.id))]
-    finest = max(levels, default=None)
-    return {a.id: reason for a in found if (reason := _dropped(a, found, finest)) is not None}
+    finest = _finest(found)
+    return {a.id: reason for a in found if (reason := _misplaced(a, finest) or _unkind(a, found, finest)) is not None}
 
 
-def _dropped(activation: Activation, found: Sequence[Activation], finest: int | None) -> str | None:
-    role, late = activation.role, False
-    if finest is not None:
-        place = re.match(r"up-level(\d+)-(?:repeat(\d+))?", activation.id)
-        if place is None:
-            return "noise: not in the up-stage"
-        level = int(place[1])
-        last = max((int(r[1]) for a in found if (r := re.match(rf"up-level{level}-repeat(\d+)", a.id))), default=0)
-        late = level == finest or (level == finest - 1 and place[2] == str(last))
-        into_finest = level == finest - 1 and role == "upsampler-out"
-        if (level == finest or into_finest) and role != "self-k":
-            return "noise: the finest level, late in the up-stage"
-    if role in INCREMENTS:
-        return "noise: an increment"
-    if role.startswith("self-") and not (late and role == "self-k"):
-        return "locality: self-attention"
+def _finest(found: Sequence[Activation]) -> int | None:
+    """The last level of the up-stage."""
+    return max((int(level[1]) for a in found if (level := re.match(r"up-level(\d+)-", a.id))), default=None)
+
+
+def _misplaced(activation: Activation, finest: int | None) -> str | None:
+    if finest is None:
+        return None
+    place = re.match(r"up-level(\d+)-", activation.id)
+    if place is None:
+        return "noise: not in the up-stage"
+    level, role = int(place[1]), activation.role
+    into_finest = level == finest - 1 and role == "upsampler-out"
+    if (level == finest or into_finest) and role != "self-k":
+        return "noise: the finest level, late in the up-stage"
     return None
+
+
+def _unkind(activation: Activation, found: Sequence[Activation], finest: int | None) -> str | None:
+    if activation.role in INCREMENTS:
+        return "noise: an increment"
+    late_key = activation.role == "self-k" and finest is not None and _late(activation, found, finest)
+    return "locality: self-attention" if activation.role.startswith("self-") and not late_key else None
+
+
+def _late(activation: Activation, found: Sequence[Activation], finest: int) -> bool:
+    """From the last repeat of the second finest level on."""
+    place = re.match(r"up-level(\d+)-(?:repeat(\d+))?", activation.id)
+    if place is None:
+        return False
+    level = int(place[1])
+    last = max((int(r[1]) for a in found if (r := re.match(rf"up-level{level}-repeat(\d+)", a.id))), default=0)
+    return level == finest or (level == finest - 1 and place[2] == str(last))

@@ -21,7 +21,8 @@ class Choice:
     """What came out.
 
     Attributes:
-        dropped: id -> the property that it was dropped by, with its value and the limit, or the rule of its kind.
+        dropped: id -> the property that it was dropped by, with its value and the limit, or the rule of its place or
+            kind, or its rank where the shortlist was full.
         shortlist: id -> score, best first.
         preset: the best of each grid, coarse to fine: what to try first.
     """
@@ -31,19 +32,27 @@ class Choice:
     preset: Sequence[str]
 
 
-def choose(entries: Sequence[Entry], limits: Limits | None = None, by_kind: Mapping[str, str] | None = None) -> Choice:
+def choose(
+    entries: Sequence[Entry],
+    limits: Limits | None = None,
+    by_name: Mapping[str, str] | None = None,
+    most: int | None = None,
+) -> Choice:
     """Drop what is noisy or local, and rank the rest without labels.
 
     Args:
         entries: what was measured.
         limits: of noise and locality.
-        by_kind: id -> reason, of what is dropped whatever was measured, such as ``published_filter(...)``.
+        by_name: id -> reason, of what is dropped whatever was measured, such as ``place_filter(...)``.
+        most: the length of the shortlist; of more that are left, those with the lowest score are dropped too.
 
     Raises:
-        ValueError: nothing is left; the message says by how much the limits are too strict.
+        ValueError: nothing is left; the message says by how much the limits are too strict. Or ``most`` is below 1.
     """
+    if most is not None and most < 1:
+        raise ValueError(f"a shortlist has at least one activation, not {most}")
     limits = limits or Limits()
-    dropped = {e.activation.id: reason for e in entries if (reason := _reason(e, limits, by_kind or {})) is not None}
+    dropped = {e.activation.id: reason for e in entries if (reason := _reason(e, limits, by_name or {})) is not None}
     kept = [e for e in entries if e.activation.id not in dropped]
     if not kept:
         least = min(e.properties.noise for e in entries), min(e.properties.locality for e in entries)
@@ -51,8 +60,12 @@ def choose(entries: Sequence[Entry], limits: Limits | None = None, by_kind: Mapp
             f"no activation is within the limits noise {limits.noise:g} and locality {limits.locality:g}; "
             f"the least noise is {least[0]:.3f}, the least locality {least[1]:.3f}"
         )
-    scores = {e.activation.id: score(e) for e in kept}
-    return Choice(dropped, _ranked(scores), preset(kept, scores))
+    ranked = _ranked({e.activation.id: score(e) for e in kept})
+    shortlist = {id: ranked[id] for id in [*ranked][:most]}
+    dropped |= {
+        id: f"score: {place} of {len(ranked)}" for place, id in enumerate(ranked, start=1) if id not in shortlist
+    }
+    return Choice(dropped, shortlist, preset(kept, shortlist))
 
 
 def score(entry: Entry) -> float:
@@ -83,10 +96,10 @@ def granularity(entries: Sequence[Entry]) -> dict[str, int]:
     }
 
 
-def _reason(entry: Entry, limits: Limits, by_kind: Mapping[str, str]) -> str | None:
+def _reason(entry: Entry, limits: Limits, by_name: Mapping[str, str]) -> str | None:
     found = entry.properties
-    if entry.activation.id in by_kind:
-        return by_kind[entry.activation.id]
+    if entry.activation.id in by_name:
+        return by_name[entry.activation.id]
     if found.noise > limits.noise:
         return f"noise: {found.noise:.3f} > {limits.noise:g}"
     if found.locality > limits.locality:

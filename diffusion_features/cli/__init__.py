@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import app, atlas, evaluate, extract, gate, listing, match, scenes, segment, visualize
+from . import app, atlas, evaluate, extract, gate, listing, match, parts, scenes, segment, visualize
 
-COMMANDS = (listing, extract, visualize, segment, evaluate, match, atlas, gate, scenes, app)
+COMMANDS = (listing, extract, visualize, segment, evaluate, match, parts, atlas, gate, scenes, app)
 FAILED, INTERRUPTED = 2, 130
 
 DESCRIPTION = "Inner activations of text-to-image diffusion models as dense features of images."

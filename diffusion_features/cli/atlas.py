@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Measure the activations of a model on some images, without labels: how much of each is noise, how fine it is, and how
 far its similarities are explained by distance alone. What is too noisy or too local is dropped, the rest is ranked.
-Without --activations the candidates of arXiv 2410.03558 are measured, and what its filter drops by kind is dropped too.
+Without --activations the candidates of arXiv 2410.03558 are measured; of a UNet the early half of the up-stage is
+ranked, as the paper has it, and the shortlist is as short as the paper's: 63 of 279. Its other rules, by kind, are left
+to what is measured, but for --published.
 
 Written into the folder: atlas.json with every number, atlas.png with a picture of every activation, and preset.json,
 the best activation of each grid, which every command takes as --activations.
@@ -45,13 +47,14 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--noise", type=float, metavar="X", help="the largest noise that is kept (default: 0.1)")
     parser.add_argument("--locality", type=float, metavar="X", help="the largest locality that is kept (default: 0.5)")
+    parser.add_argument("--published", action="store_true", help="drop what the paper's filter drops by its name alone")
     options.add_call(parser)
     options.add_model(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from diffusion_features.atlas import choose, measure, preset, probe, published_filter
+    from diffusion_features.atlas import measure, preset, probe
     from diffusion_features.atlas.page import page
     from diffusion_features.cli.work import Report, items
     from diffusion_features.images import image_keys
@@ -70,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
             fx, [item.read() for item in found], chosen, [item.prompt for item in found], t=t, seed=args.seed,
             done=report.done,
         )  # fmt: skip
-    by_kind = published_filter(chosen) if args.activations is None else {}
-    choice = choose(entries, _limits(args), by_kind)
+    choice = _choice(args, entries, chosen)
     probed: dict[str, float] = {}
     if labelled:
         half = len(labelled) // 2
@@ -108,11 +110,16 @@ def _activations(fx: FeatureExtractor, named: bool) -> list[Activation]:
     return fx.activations
 
 
-def _limits(args: argparse.Namespace) -> Any:
-    from diffusion_features.atlas import Limits
+def _choice(args: argparse.Namespace, entries: Sequence[Entry], chosen: Sequence[Activation]) -> Choice:
+    """By what was measured; where the user named no activations, also by place and number."""
+    from diffusion_features.atlas import PUBLISHED_SHARE, Limits, choose, place_filter, published_filter
 
-    given = {name: getattr(args, name) for name in ("noise", "locality") if getattr(args, name) is not None}
-    return Limits(**given)
+    limits = Limits(**{name: value for name in ("noise", "locality") if (value := getattr(args, name)) is not None})
+    if args.published:
+        return choose(entries, limits, published_filter(chosen))
+    if args.activations is not None:
+        return choose(entries, limits)
+    return choose(entries, limits, place_filter(chosen), max(1, round(PUBLISHED_SHARE * len(chosen))))
 
 
 def _labelled(found: Sequence[Item], folder: Path) -> list[Labelled]:

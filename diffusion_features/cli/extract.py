@@ -26,6 +26,7 @@ if its file or its prompt has changed.
 EXAMPLES = """\
   diffusion-features extract photos/ -o features/
   diffusion-features extract cat.jpg dog.jpg -o features/ --activations mid-vit-out --activations 'up-level1-*-cross-q'
+  diffusion-features extract photos/ -o features/ --activations attn --attention down_cross --attention up_cross
   diffusion-features extract photos/ -o features/ --prompt-file prompts.json --t 50 --t 200 --size 512
   diffusion-features extract photos/ -o features/ --model stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
       --dtype float16 --size 1024 --batch-size 4
@@ -41,6 +42,12 @@ def add(commands: Any) -> None:
         "--batch-size", type=_positive, default=1, metavar="N", help="images of one size at a time (default: 1)"
     )
     options.add_call(parser)
+    parser.add_argument(
+        "--attention",
+        action="append",
+        metavar="MAPS",
+        help="what the activation attn is made of: up_cross (the default), down_self and so on; repeatable",
+    )
     options.add_model(parser)
     parser.set_defaults(run=run)
 
@@ -53,7 +60,12 @@ def run(args: argparse.Namespace) -> int:
     keys = image_keys(args.inputs)
     prompts = options.prompts_of(args, keys)
     one_prompt = args.prompt_file is None
-    fx = options.load(args, args.activations or options.ACTIVATIONS, [*set(prompts.values())] if one_prompt else None)
+    attention = args.attention or options.ATTENTION
+    fx = options.load(
+        args, args.activations or options.ACTIVATIONS, [*set(prompts.values())] if one_prompt else None, attention
+    )
+    if args.attention and "attn" not in fx.feature_info:
+        raise ValueError("--attention says what the activation attn is made of: add --activations attn")
     if args.size:
         check_size(args.size, fx.multiple)
     with Store.create(args.output, _settings(args, fx), args.overwrite) as store, Report(len(keys)) as report:
@@ -103,6 +115,7 @@ def _do_batch(batch: list[Item], args: argparse.Namespace, fx: FeatureExtractor,
 def _settings(args: argparse.Namespace, fx: FeatureExtractor) -> dict[str, Any]:
     """Everything the features depend on, besides each image and its prompt."""
     local = Path(args.model).expanduser()
+    info = {id: asdict(one) for id, one in fx.feature_info.items()}
     return {
         "model": local.resolve().as_posix() if local.exists() else args.model,
         "revision": fx.revision,
@@ -112,8 +125,8 @@ def _settings(args: argparse.Namespace, fx: FeatureExtractor) -> dict[str, Any]:
         "seed": args.seed,
         "prompt": (args.prompt or options.PROMPT) if args.prompt_file is None else None,
         "size": args.size,
-        "activations": {id: asdict(info) for id, info in fx.feature_info.items()},
-    }
+        "activations": info,
+    } | ({"attention": list(fx.attention)} if "attn" in info else {})
 
 
 def _record(item: Item) -> dict[str, Any]:

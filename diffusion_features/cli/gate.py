@@ -6,13 +6,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffusion_features import FeatureExtractor
     from diffusion_features.suppression.gate import Row, Trial
 
@@ -20,10 +22,12 @@ DESCRIPTION = """\
 Diffusion features drift from their image, because the model imagines what the noise destroyed. Techniques of
 generation pull them back; which ones help depends on the model and the images. This measures it: each image is
 repainted from high noise by the model alone and with each technique, and the edges of features are compared with those
-of the clean image. The result is a ranked table with a recommendation, gate.json with all numbers, and gate.png.
+of the clean image. The result is a ranked table with a recommendation; gate.json with all numbers; gate.html, a page
+with the table and the pictures that needs nothing beside it; and gate.png, the pictures alone.
 
-A technique is a word: canny, depth (with =CONTROLNET where none is known for the model), lora=FILE, prompt=TEXT (with
-{prompt} for the prompt), caption=MODEL, denoise=TIMESTEPS, cfg=SCALE. ControlNets and LoRAs take a scale: lora=x@0.5.
+A technique is a word: canny, depth (with =CONTROLNET where none is known for the model), lora=FILE, image (an
+IP-Adapter, with =FILE where none is known), prompt=TEXT (with {prompt} for the prompt), caption=MODEL,
+denoise=TIMESTEPS, cfg=SCALE. ControlNets, LoRAs and IP-Adapters take a scale: lora=x@0.5.
 'canny + denoise' is one entry of the table: both at once.
 """
 EXAMPLES = """\
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             steps=args.steps, guidance=args.guidance, seeds=range(args.seeds), index=index,
         )  # fmt: skip
     rows = gate.ranked(found)
-    _write(args, [*keys], found, rows, gate.picture(found, [p[0] for p in pixels], [*keys]))
+    _write(args, [*keys], found, rows, [p[0] for p in pixels])
     _print(rows)
     return 0
 
@@ -97,15 +101,20 @@ def _whole(args: argparse.Namespace) -> FeatureExtractor:
     return FeatureExtractor(pipe, chosen, owned=True, model_id=args.model)
 
 
-def _write(args: argparse.Namespace, keys: list[str], found: list[Trial], rows: list[Row], picture: Any) -> None:
-    from diffusion_features.suppression.gate import as_json
+def _write(
+    args: argparse.Namespace, keys: list[str], found: list[Trial], rows: list[Row], images: Sequence[Tensor]
+) -> None:
+    from diffusion_features.suppression.gate import as_json, picture
+    from diffusion_features.suppression.page import page
 
     names = ("model", "prompt", "t", "anchor_t", "strength", "steps", "guidance", "seeds", "size", "activations")
     settings = {name: getattr(args, name) for name in names} | {"images": keys, "techniques": args.technique}
     args.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(as_json(found, rows, settings), indent=1) + "\n"
+    report, sheet = page(found, rows, images, keys, settings), picture(found, images, keys)
     _publish(args.output / "gate.json", lambda part: part.write_text(text, encoding="utf-8"))
-    _publish(args.output / "gate.png", lambda part: picture.save(part, format="PNG"))
+    _publish(args.output / "gate.html", lambda part: part.write_text(report, encoding="utf-8"))
+    _publish(args.output / "gate.png", lambda part: sheet.save(part, format="PNG"))
 
 
 def _publish(path: Path, write: Callable[[Path], object]) -> None:

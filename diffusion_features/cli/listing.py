@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
     else:
         _print_table(rows, f"{len(rows)} of the {len(fx.available)} activations of {args.model}")
+        if not args.globs:
+            print("Besides, made of several: attn (aggregated attention maps) and vae-out (the image one step later).")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "model": "embedded", "revision": None, "variant": None, "dtype": None, "device": None,
 }  # fmt: skip
 CALL_DEFAULTS: dict[str, Any] = {"prompt": None, "prompt_file": None, "t": None, "seed": 0, "size": None}
-ACTIVATIONS, TIMESTEPS, PROMPT = ["practical"], [50], ""
+ACTIVATIONS, ATTENTION, TIMESTEPS, PROMPT = ["practical"], ["up_cross"], [50], ""
 
 
 def command(commands: Any, name: str, help: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -87,14 +87,20 @@ def size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def load(args: argparse.Namespace, activations: list[str], prompts: list[str] | None = None) -> FeatureExtractor:
+def load(
+    args: argparse.Namespace,
+    activations: list[str],
+    prompts: list[str] | None = None,
+    attention: Sequence[str] = ATTENTION,
+) -> FeatureExtractor:
     """The extractor that the model options ask for.
 
     Args:
         prompts: all that will be used, where they are few; the text encoders are then freed.
+        attention: what the activation ``attn`` is made of.
 
     Raises:
-        ValueError: the device cannot be used, or an activation does not exist.
+        ValueError: the device cannot be used, or an activation or kind of attention does not exist.
         OSError: the model cannot be loaded.
     """
     import torch
@@ -115,6 +121,7 @@ def load(args: argparse.Namespace, activations: list[str], prompts: list[str] | 
         dtype=getattr(torch, args.dtype) if args.dtype else None,
         device=args.device,
         prompts=prompts,
+        attention=attention,
     )
 
 

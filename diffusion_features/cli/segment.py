@@ -29,6 +29,8 @@ EXAMPLES = """\
   diffusion-features segment photos/ --classes-file classes.txt -o out/ --size 512
   diffusion-features segment photo.jpg --classes cat --background --threshold 0.5 -o out/
   diffusion-features segment photo.jpg --classes cat grass --caption 'a cat asleep on the grass' --steps -o out/
+  diffusion-features segment photos/ --classes cat grass --edges pamr -o out/ \\
+      --captioner Salesforce/blip-image-captioning-base
 """
 
 
@@ -48,7 +50,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--threshold", type=float, metavar="θ", help="added to the score of the background (default: see the docs)"
     )
-    parser.add_argument("--caption", help="a description of the image (default: the names alone)")
+    captions = parser.add_mutually_exclusive_group()
+    captions.add_argument("--caption", metavar="TEXT", help="a description of the image (default: the names alone)")
+    captions.add_argument("--captioner", metavar="MODEL", help="a hub id or folder of an image-to-text model of "
+                          "transformers, which describes each image")  # fmt: skip
+    parser.add_argument("--edges", choices=("none", "pamr", "crf"), default="none", help="bring labels to the edges "
+                        "of things by their colours (default: none; crf needs pydensecrf)")  # fmt: skip
     parser.add_argument("--steps", action="store_true", help="also draw what each step does, to NAME.steps.png")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument(
@@ -66,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     keys = image_keys(args.inputs)
     classes = read_classes(args.classes_file) if args.classes_file else {name: [name] for name in _once(args.classes)}
-    method = Method() if args.threshold is None else Method(threshold=args.threshold)
-    segmentor = TrainingFreeSegmentor(options.load(args, ["*"]), method=method)
+    method = Method(edges=args.edges) if args.threshold is None else Method(edges=args.edges, threshold=args.threshold)
+    segmentor = TrainingFreeSegmentor(options.load(args, ["*"]), method=method, captioner=args.captioner)
     call: dict[str, Any] = dict(caption=args.caption, size=args.size, seed=args.seed)
     segmentor.wanted(classes, args.background, args.caption)  # what is wrong with the names is said before any image
     with Report(len(keys)) as report:

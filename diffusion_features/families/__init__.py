@@ -19,10 +19,14 @@ A family module offers:
     pixels_per_cell(pipe) -> int, pixels_per_latent(pipe) -> int, multiple(pipe) -> int
         image pixels along a side of a denoiser cell, and of a cell of the latents that ``encode_images`` makes; what
         image sides must be multiples of
+    text_tokens(pipe) -> int
+        how many tokens of text image tokens attend to; 0 where that depends on the prompt
     encode_prompts(pipe, prompts) -> list[Conditions]
         one entry a prompt, tensors without a batch axis
     encode_images(pipe, images, draw) -> Tensor
         (B, 3, H, W) in [-1, 1] → clean latents (B, c, h, w)
+    decode_latents(pipe, latents) -> Tensor
+        and back
     denoise(pipe, latents, t, conditions, size) -> Tensor
         one call of the denoiser, conditioned on the integer ``t``
 """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,24 +25,46 @@ def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | 
 
 def posterior(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
     """What the VAE encodes (B, 3, H, W), or (B, 3, 1, H, W) for a video VAE, to: its posterior's mean, or a sample."""
-    vae = pipe.vae
-    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    try:
-        if upcast:  # SDXL's VAE overflows in float16
-            vae.to(dtype=torch.float32)
+    with _without_overflow(pipe.vae) as vae:
         encoded = vae.encode(images.to(dtype=vae.dtype))
-    finally:
-        if upcast:
-            vae.to(dtype=torch.float16)
     if hasattr(encoded, "latent_dist"):
         mean = encoded.latent_dist.mean
         return mean if draw is None else mean + encoded.latent_dist.std * draw(mean)
     return encoded[0]  # AutoencoderTiny and AutoencoderDC have no posterior
 
 
+def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
+    """The inverse of ``encode_images``: latents (B, c, h, w) → images (B, 3, H, W), about [-1, 1] and not clipped."""
+    config = pipe.vae.config
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return decoded(pipe, latents / config.scaling_factor + shift)
+
+
+def decoded(pipe: Any, latents: Tensor) -> Tensor:
+    """What the VAE makes of latents as it knows them, in their dtype."""
+    with _without_overflow(pipe.vae) as vae:
+        return vae.decode(latents.to(dtype=vae.dtype), return_dict=False)[0].to(latents.dtype)
+
+
+@contextmanager
+def _without_overflow(vae: Any) -> Iterator[Any]:
+    """The VAE in float32 for the duration, where it is one that overflows in float16, as SDXL's does."""
+    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    try:
+        yield vae.to(dtype=torch.float32) if upcast else vae
+    finally:
+        if upcast:
+            vae.to(dtype=torch.float16)
+
+
 def context_length(pipe: Any) -> int:
     """Tokens that the pipeline's ``encode_prompt`` reads of a prompt."""
     return inspect.signature(pipe.encode_prompt).parameters["max_sequence_length"].default
+
+
+def own_length(pipe: Any) -> int:
+    """``text_tokens`` where prompts are not padded to one length."""
+    return 0
 
 
 def refuse_long(tokenizer: Any, prompt: str, limit: int, template: str = "{}") -> None:

@@ -79,6 +79,9 @@ pixels_per_cell = multiple = _patches.pixels_per_token
 pixels_per_latent = _patches.pixels_per_latent
 
 
+text_tokens = _latents.context_length
+
+
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
     """Conditions of each prompt.
 
@@ -95,6 +98,9 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
 
 def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
     return _latents.encode_images(pipe, images, draw, pipe.transformer.dtype)
+
+
+decode_latents = _latents.decode_latents
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:

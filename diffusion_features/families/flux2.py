@@ -84,6 +84,9 @@ class Conditions:
 pixels_per_cell = pixels_per_latent = multiple = _patches.pixels_per_token  # its latents are packed as they are encoded
 
 
+text_tokens = _latents.context_length
+
+
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
     """Conditions of each prompt.
 
@@ -115,9 +118,21 @@ def _template(pipe: Any) -> tuple[Callable[..., Any], str]:
 def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
     """(B, 3, H, W) in [-1, 1] → latents (B, 4c, h, w) of two by two cells, normalised by the VAE's statistics."""
     latents = pipe._patchify_latents(_latents.posterior(pipe, images, draw))
+    mean, deviation = _statistics(pipe, latents)
+    return ((latents - mean) / deviation).to(pipe.transformer.dtype)
+
+
+def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
+    """The inverse of ``encode_images``."""
+    mean, deviation = _statistics(pipe, latents)
+    return _latents.decoded(pipe, pipe._unpatchify_latents(latents * deviation + mean))
+
+
+def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The VAE's mean and standard deviation of each channel, (1, 4c, 1, 1)."""
     bn = pipe.vae.bn
-    mean, variance = (x.view(1, -1, 1, 1).to(latents) for x in (bn.running_mean, bn.running_var))
-    return ((latents - mean) / torch.sqrt(variance + pipe.vae.config.batch_norm_eps)).to(pipe.transformer.dtype)
+    mean, variance = (x.view(1, -1, 1, 1).to(like) for x in (bn.running_mean, bn.running_var))
+    return mean, torch.sqrt(variance + pipe.vae.config.batch_norm_eps)
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:

@@ -65,6 +65,9 @@ pixels_per_cell = multiple = _patches.pixels_per_token
 pixels_per_latent = _patches.pixels_per_latent
 
 
+text_tokens = _latents.own_length
+
+
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
     """Conditions of each prompt.
 
@@ -82,12 +85,24 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
 
 def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
     """(B, 3, H, W) in [-1, 1] → latents (B, c, h, w), normalised by the mean and deviation of each channel."""
-    config = pipe.vae.config
     if pipe.vae.decoder is None:
         pipe.vae.decoder = nn.Identity()  # released; but the VAE counts its layers before it encodes
     latents = _latents.posterior(pipe, images[:, :, None], draw)[:, :, 0]
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in (config.latents_mean, config.latents_std))
-    return ((latents - mean) / std).to(pipe.transformer.dtype)
+    mean, deviation = _statistics(pipe, latents)
+    return ((latents - mean) / deviation).to(pipe.transformer.dtype)
+
+
+def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
+    """The inverse of ``encode_images``."""
+    mean, deviation = _statistics(pipe, latents)
+    return _latents.decoded(pipe, (latents * deviation + mean)[:, :, None])[:, :, 0]
+
+
+def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation of each channel of what the VAE encodes to, (1, c, 1, 1)."""
+    config = pipe.vae.config
+    mean, deviation = (torch.tensor(x).view(1, -1, 1, 1).to(like) for x in (config.latents_mean, config.latents_std))
+    return mean, deviation
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:

@@ -64,6 +64,11 @@ pixels_per_cell = pixels_per_latent = _patches.pixels_per_latent
 multiple = _patches.multiple
 
 
+def text_tokens(pipe: Any) -> int:
+    """Of CLIP, then of T5."""
+    return int(pipe.tokenizer_max_length) + _latents.context_length(pipe)
+
+
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
     """Conditions of each prompt.
 
@@ -83,6 +88,9 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
 
 def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
     return _latents.encode_images(pipe, images, draw, pipe.transformer.dtype)
+
+
+decode_latents = _latents.decode_latents
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:

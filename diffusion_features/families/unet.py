@@ -135,6 +135,11 @@ def _vae(pipe: Any) -> Any:
     return getattr(pipe, "vae", None)
 
 
+def text_tokens(pipe: Any) -> int:
+    """Of a chunk, which is all that a prompt of up to 75 tokens takes."""
+    return int(pipe.tokenizer.model_max_length)
+
+
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
     """Conditions of each prompt. CLIP prompts of any length: chunks of 75 tokens, each with its own BOS and EOS.
 
@@ -198,6 +203,11 @@ def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | 
     if _vae(pipe) is None:
         return images.to(pipe.unet.dtype)
     return _latents.encode_images(pipe, images, draw, pipe.unet.dtype)
+
+
+def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
+    """The inverse of ``encode_images``."""
+    return latents if _vae(pipe) is None else _latents.decode_latents(pipe, latents)
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:

@@ -68,6 +68,9 @@ def multiple(pipe: Any) -> int:
     return pixels_per_latent(pipe) * int(pipe.transformer.all_patch_size[0])
 
 
+text_tokens = _latents.own_length
+
+
 def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
     """Conditions of each prompt.
 
@@ -88,6 +91,9 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> list[Conditions]:
 
 def encode_images(pipe: Any, images: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
     return _latents.encode_images(pipe, images, draw, pipe.transformer.dtype)
+
+
+decode_latents = _latents.decode_latents
 
 
 def denoise(pipe: Any, latents: Tensor, t: int, conditions: list[Conditions], size: tuple[int, int]) -> Tensor:

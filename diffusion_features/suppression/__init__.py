@@ -6,8 +6,9 @@ Diffusion features drift from their image, because the denoiser imagines what th
 >>> fx(photo, "a cat", suppress=[ControlNet("lllyasviel/sd-controlnet-canny"), FineGrainedPrompt("{prompt}, sharp")])
 """
 
-from .applying import applied, asked
+from .applying import applied, asked, loaded
 from .control import ControlNet
+from .image_prompt import IPAdapter
 from .lora import LoRA
 from .prompt import FineGrainedPrompt
 from .sharing import variants
@@ -16,6 +17,6 @@ from .steps import CFG, Denoise
 from .technique import Call, Technique, guided
 
 __all__ = [
-    "CFG", "Call", "ControlNet", "Denoise", "FineGrainedPrompt", "LoRA", "Technique", "applied", "as_technique",
-    "asked", "guided", "variants",
+    "CFG", "Call", "ControlNet", "Denoise", "FineGrainedPrompt", "IPAdapter", "LoRA", "Technique", "applied",
+    "as_technique", "asked", "guided", "loaded", "variants",
 ]  # fmt: skip

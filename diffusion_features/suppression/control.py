@@ -17,6 +17,7 @@ from ..families import unwrap
 from ..loading import PICKLES, LoadError, resolve
 from .conditions import NAMED, Condition, checked, precomputed
 from .control_models import KINDS, Kind, call_control
+from .once import once
 from .technique import Call, Technique
 
 SAME = (
@@ -66,8 +67,13 @@ class ControlNet(Technique):
         denoiser = unwrap(fx.denoiser)
         kind = kind_of(denoiser)
         control = self._fitting(denoiser, kind, fx.device)
-        with torch.no_grad():
-            condition = kind.encode(fx, control, self._conditions(call.pixels.to(fx.device)))
+
+        def encoded() -> Tensor:
+            with torch.no_grad():
+                return kind.encode(fx, control, self._conditions(call.pixels.to(fx.device)))
+
+        made = isinstance(self.condition, str) or callable(self.condition)
+        condition = once(call.pixels, ("control", control, self.condition), encoded) if made else encoded()
 
         def steer(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
             with torch.no_grad():

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from ..extractor import FeatureExtractor
 from ..images import Picture, as_tensor
+from .applying import loaded
+from .once import remembering
 from .repaint import repaint
 from .sharing import variants
 from .sheet import Tile, sheet
-from .spec import Spec
+from .spec import Spec, as_techniques
 
 BASE = "none"
 RULE = (
@@ -90,7 +92,9 @@ class Trial:
     Attributes:
         rmse: root mean square difference of the repainted image and the image, of pixels from 0 to 1.
         ssim: their structural similarity, at most 1.
-        feature_distance: 1 - cosine of their features at t = 0, mean over cells and activations.
+        feature_distance: of the two, by the denoiser's features f at t = 0: the mean over activations and cells of
+            ``½ ‖f/‖f‖ - f'/‖f'‖‖²``, which is 1 - cosine. This is half of LPIPS (arXiv 1801.03924, eq. 1) with this
+            denoiser in place of an image classifier, unit weights, and the mean over layers; from 0 to 2.
         laplacian: Laplacian score of each activation.
         repainted: the repainted image, (3, H, W) in [-1, 1].
     """
@@ -145,24 +149,26 @@ def trials(
     named = {BASE: (), **techniques}
     pixels = as_tensor(image, size=size, multiple=fx.multiple)
     found = []
-    for seed in seeds:
-        features = variants(fx, pixels, named, prompt, t=t, seed=seed)
-        reference = fx(pixels, prompt, t=0, seed=seed)
-        anchor = fx(pixels, prompt, t=anchor_t, seed=seed)
-        for name, suppress in named.items():
-            painted = repaint(
-                fx, pixels, prompt, suppress=suppress, strength=strength, steps=steps, guidance=guidance, seed=seed
-            )
-            again = fx(painted, prompt, t=0, seed=seed)
-            scores = {
-                id: float(laplacian_score(features[name][id], reference[id], anchor[id])) for id in features[name]
-            }
-            found.append(
-                Trial(
-                    name, index, seed, *closeness(painted[0].cpu(), pixels[0].cpu()), _distance(again, reference),
-                    scores, painted[0].cpu(),
+    every = [one for suppress in named.values() for one in as_techniques(suppress)]
+    with remembering(), loaded(fx, every):
+        for seed in seeds:
+            features = variants(fx, pixels, named, prompt, t=t, seed=seed)
+            reference = fx(pixels, prompt, t=0, seed=seed)
+            anchor = fx(pixels, prompt, t=anchor_t, seed=seed)
+            for name, suppress in named.items():
+                painted = repaint(
+                    fx, pixels, prompt, suppress=suppress, strength=strength, steps=steps, guidance=guidance, seed=seed
                 )
-            )  # fmt: skip
+                again = fx(painted, prompt, t=0, seed=seed)
+                scores = {
+                    id: float(laplacian_score(features[name][id], reference[id], anchor[id])) for id in features[name]
+                }
+                found.append(
+                    Trial(
+                        name, index, seed, *closeness(painted[0].cpu(), pixels[0].cpu()), _distance(again, reference),
+                        scores, painted[0].cpu(),
+                    )
+                )  # fmt: skip
     return found
 
 
@@ -250,15 +256,48 @@ def bootstrap(gains: Mapping[tuple[int, int], float], draws: int = 2000) -> Gain
     mean = float(np.mean(units))
     if len(units) < 2:
         return Gain(mean, None, None)
-    chosen = np.random.default_rng(0).integers(len(units), size=(draws, len(units)))
-    low, high = np.percentile(np.array(units)[chosen].mean(1), (2.5, 97.5))
+    from scipy import stats  # type: ignore[import-untyped]  # slow to import
+
+    low, high = stats.bootstrap((units,), np.mean, n_resamples=draws, method="percentile", rng=0).confidence_interval
     return Gain(mean, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over images and seeds, and standard deviation over the seeds of an image; none of a single seed."""
+
+    mean: float
+    deviation: float | None
+
+
+def distances(found: Sequence[Trial]) -> dict[str, dict[str, Spread]]:
+    """How far each technique, ``BASE`` among them, is from the images: technique → measure of ``Trial`` → spread.
+
+    Of several images, the deviation is the root mean square of theirs.
+    """
+    measures = ("ssim", "rmse", "feature_distance", "score")
+    return {
+        name: {what: _spread([x for x in found if x.technique == name], what) for what in measures}
+        for name in dict.fromkeys(x.technique for x in found)
+    }
+
+
+def _spread(found: Sequence[Trial], what: str) -> Spread:
+    images = [[getattr(x, what) for x in found if x.image == image] for image in dict.fromkeys(x.image for x in found)]
+    mean = float(np.mean([np.mean(one) for one in images]))
+    if min(map(len, images)) < 2:
+        return Spread(mean, None)
+    return Spread(mean, float(np.sqrt(np.mean([np.var(one, ddof=1) for one in images]))))
 
 
 def as_json(found: Sequence[Trial], rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the pictures: the settings, the rule, the table, and each trial."""
     plain = [{k: v for k, v in vars(x).items() if k != "repainted"} | {"laplacian_mean": x.score} for x in found]
-    return {"settings": dict(settings), "rule": RULE, "techniques": [asdict(row) for row in rows], "trials": plain}
+    return {
+        "settings": dict(settings), "rule": RULE, "techniques": [asdict(row) for row in rows],
+        "distances": {name: {k: asdict(v) for k, v in one.items()} for name, one in distances(found).items()},
+        "trials": plain,
+    }  # fmt: skip
 
 
 def picture(found: Sequence[Trial], images: Sequence[Tensor], names: Sequence[str], width: int = 192) -> Image.Image:
@@ -273,13 +312,14 @@ def picture(found: Sequence[Trial], images: Sequence[Tensor], names: Sequence[st
     seeds = {x.image: x.seed for x in reversed(found)}
     rows = []
     for index, image in enumerate(images):
-        rows.append([Tile(_pil(image), names[index], "the image")])
+        rows.append([Tile(as_picture(image), names[index], "the image")])
         for x in found:
             if (x.image, x.seed) == (index, seeds[index]):
                 title = "repainted by the model alone" if x.technique == BASE else x.technique
-                rows[-1].append(Tile(_pil(x.repainted), title, f"SSIM {x.ssim:.3f}, Laplacian {x.score:.3f}"))
+                rows[-1].append(Tile(as_picture(x.repainted), title, f"SSIM {x.ssim:.3f}, Laplacian {x.score:.3f}"))
     return sheet(rows, width)
 
 
-def _pil(image: Tensor) -> Image.Image:
+def as_picture(image: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] as it is seen."""
     return Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy())

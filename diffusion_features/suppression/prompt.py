@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
-
+from ..captioning import Captioner, captioner, captions
+from .once import once
 from .technique import Call, Technique
 
-Captioner = Callable[[list[Image.Image]], Sequence[str]]
 FIELDS = ("prompt", "caption")
 
 
@@ -55,32 +51,16 @@ class FineGrainedPrompt(Technique):
         """
         if self.captioner is None and isinstance(call.prompts, str):
             return replace(call, prompts=self.text.format(prompt=call.prompts))
-        captions = [""] * len(call.prompts) if self.captioner is None else self._captions(call.pixels)
-        prompts = [call.prompts] * len(captions) if isinstance(call.prompts, str) else call.prompts
-        if len(prompts) != len(captions):
-            raise ValueError(f"{len(prompts)} prompts and {len(captions)} captions for the same images")
-        filled = [self.text.format(prompt=p, caption=c) for p, c in zip(prompts, captions, strict=True)]
+        described = [""] * len(call.prompts) if self.captioner is None else self._captions(call)
+        prompts = [call.prompts] * len(described) if isinstance(call.prompts, str) else call.prompts
+        if len(prompts) != len(described):
+            raise ValueError(f"{len(prompts)} prompts and {len(described)} captions for the same images")
+        filled = [self.text.format(prompt=p, caption=c) for p, c in zip(prompts, described, strict=True)]
         return replace(call, prompts=filled)
 
-    def _captions(self, pixels: Tensor) -> list[str]:
-        arrays = ((pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().cpu().numpy().astype(np.uint8)
-        captions = [str(caption).strip() for caption in self._describe([Image.fromarray(a) for a in arrays])]
-        if len(captions) != len(pixels):
-            raise ValueError(f"the captioner returned {len(captions)} captions for {len(pixels)} images")
-        return captions
+    def _captions(self, call: Call) -> list[str]:
+        return once(call.pixels, ("caption", self.captioner), lambda: captions(self._describe, call.pixels))
 
     @cached_property
     def _describe(self) -> Captioner:
-        return _transformers_captioner(self.captioner) if isinstance(self.captioner, str) else self.captioner  # type: ignore[return-value]
-
-
-def _transformers_captioner(model: str) -> Captioner:
-    """An image-to-text model of transformers, greedy, so that the same image has the same caption."""
-    from transformers import pipeline
-
-    pipe: Any = pipeline("image-text-to-text", model=model, model_kwargs={"use_safetensors": True})
-
-    def describe(images: list[Image.Image]) -> list[str]:
-        return [pipe(image, text="", max_new_tokens=128, do_sample=False)[0]["generated_text"] for image in images]
-
-    return describe
+        return captioner(self.captioner) if isinstance(self.captioner, str) else self.captioner  # type: ignore[return-value]

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..images import Picture
+from .applying import asked
+from .once import remembering
 from .spec import Spec
+from .technique import Call
 
 if TYPE_CHECKING:
     from ..extractor import FeatureExtractor
@@ -26,8 +29,9 @@ def variants(
 ) -> dict[str, dict[str, Tensor]]:
     """Features of the same images under several sets of techniques, for less than as many calls cost.
 
-    The images are encoded by the VAE once, and the prompt by the text encoder once (again where a LoRA changes it).
-    The noise is the same, because it comes from the seed.
+    The images are encoded by the VAE once, and each prompt by the text encoder once (again where a LoRA changes it).
+    What techniques make of the images (captions, conditions, image embeddings) they make once, however many of the sets
+    they are in. The noise is the same, because it comes from the seed.
 
     >>> found = variants(fx, photo, {"base": [], "canny": [canny], "both": [canny, lora]}, "a cat", t=50)
     >>> found["canny"]["up-level1-upsampler-out"].shape
@@ -40,7 +44,9 @@ def variants(
         name → id → feature, each equal to that of a call of its own.
     """
     seed = options.get("seed", 0)
-    with fx._lock, _kept_prompts(fx, prompt):
+    steps = {name: options[name] for name in ("t", "denoise_from", "solver_steps") if name in options}
+    asks = Call(images, prompt, size=size, multiple=fx.multiple, **steps)
+    with fx._lock, remembering(), _kept_prompts(fx, [asked(suppress, asks) for suppress in techniques.values()]):
         latents, _ = fx._clean(images, size, None, seed if options.get("sample_posterior") else None)
         return {
             name: fx(images, prompt, size=size, latents=latents, suppress=suppress, **options)
@@ -49,12 +55,14 @@ def variants(
 
 
 @contextmanager
-def _kept_prompts(fx: FeatureExtractor, prompt: str | Sequence[str]) -> Iterator[None]:
-    """The prompts encoded, and kept while inside: an extractor forgets those of a pipeline that is its caller's."""
+def _kept_prompts(fx: FeatureExtractor, calls: Sequence[Call]) -> Iterator[None]:
+    """The calls' prompts encoded and kept while inside: an extractor forgets those of a pipeline of its caller."""
     before = dict(fx._prompts)
+    prompts = [p for call in calls for p in ([call.prompts] if isinstance(call.prompts, str) else call.prompts)]
+    prompts += [call.negative for call in calls if call.guidance != 1]
     try:
         if not fx._released:
-            fx.encode_prompts(prompt)
+            fx.encode_prompts(prompts)
         yield
     finally:
         fx._prompts = before

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from .control import ControlNet
+from .image_prompt import IPAdapter
 from .lora import LoRA
 from .prompt import FineGrainedPrompt
 from .steps import CFG, Denoise
 from .technique import Technique
 
 Spec: TypeAlias = "Technique | Mapping[str, Any]"
-TYPES: dict[str, type[Technique]] = {t.__name__: t for t in (ControlNet, LoRA, FineGrainedPrompt, Denoise, CFG)}
+TYPES: dict[str, type[Technique]] = {
+    t.__name__: t for t in (ControlNet, LoRA, IPAdapter, FineGrainedPrompt, Denoise, CFG)
+}
+
+
+def as_techniques(specs: Spec | Sequence[Spec]) -> list[Technique]:
+    """Techniques, from one or several of what ``as_technique`` takes. Raises as that does."""
+    several = list(specs) if isinstance(specs, Sequence) and not isinstance(specs, str) else [specs]
+    return [as_technique(spec) for spec in several]
 
 
 def as_technique(spec: Spec) -> Technique:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..images import Picture, as_tensor
@@ -50,12 +52,20 @@ class Call:
             raise ValueError("this technique looks at the images: give them, beside any latents")
         return as_tensor(self.images, size=self.size, multiple=self.multiple)
 
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """The images as the model sees them, as PIL images."""
+        arrays = ((self.pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().cpu().numpy().astype(np.uint8)
+        return [Image.fromarray(array) for array in arrays]
+
 
 class Technique:
     """An off-the-shelf generation technique that keeps features at their image (arXiv 2410.06719).
 
     One contract for all: ``asks`` changes what is asked of the model, ``applied`` changes the model for the duration
-    of the call and leaves it as it was, bit for bit. A technique that a model has no place for raises an error.
+    of the call and leaves it as it was, bit for bit. What that takes from a disk is read by the first call and stays
+    with the technique; what has to lie in the model itself stays there while inside ``loaded``. A technique that a
+    model has no place for raises an error.
 
     Attributes:
         alone: at most one of this class goes into a call, because two would contradict each other.
@@ -69,6 +79,10 @@ class Technique:
 
     def applied(self, fx: Any, call: Call) -> AbstractContextManager[None]:
         """The model of an extractor under this technique, while inside."""
+        return nullcontext()
+
+    def loaded(self, fx: Any) -> AbstractContextManager[None]:
+        """What ``applied`` would load into the model of an extractor lies there while inside, without effect."""
         return nullcontext()
 
 

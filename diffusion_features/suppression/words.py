@@ -11,6 +11,7 @@ from ..embedded import path as embedded
 from ..families import unwrap
 from .conditions import canny
 from .control import ControlNet
+from .image_prompt import IPAdapter
 from .lora import LoRA
 from .prompt import FineGrainedPrompt
 from .steps import CFG, Denoise
@@ -26,7 +27,13 @@ KNOWN = {
 }
 """The ControlNet of a model, told by its presets, and a condition."""
 
-WORDS = ("canny", "depth", "lora", "prompt", "caption", "denoise", "cfg")
+KNOWN_IMAGE_PROMPTS = {
+    "sd15": "models/ip-adapter_sd15.safetensors",
+    "sdxl": "sdxl_models/ip-adapter_sdxl.safetensors",
+}
+"""The IP-Adapter of a model, told by its presets: its file in the repository h94/IP-Adapter."""
+
+WORDS = ("canny", "depth", "lora", "image", "prompt", "caption", "denoise", "cfg")
 # What the shipped ControlNet learnt from: its scenes are drawn, and small.
 EMBEDDED_CANNY = partial(canny, low=12.0, high=30.0, sigma=1.0)
 
@@ -34,9 +41,9 @@ EMBEDDED_CANNY = partial(canny, low=12.0, high=30.0, sigma=1.0)
 def from_words(text: str, fx: Any) -> Technique:
     """A technique from ``word``, ``word=value`` or ``word=value@scale``.
 
-    ``canny``, ``depth`` (value: a ControlNet; known models have one), ``lora`` (a file, folder or hub id), ``prompt``
-    (a text, with ``{prompt}`` for the prompt), ``caption`` (a captioning model), ``denoise`` (timesteps), ``cfg``
-    (a scale).
+    ``canny``, ``depth`` (value: a ControlNet; known models have one), ``lora`` (a file, folder or hub id), ``image``
+    (an IP-Adapter, a file or folder; known models have one), ``prompt`` (a text, with ``{prompt}`` for the prompt),
+    ``caption`` (a captioning model), ``denoise`` (timesteps), ``cfg`` (a scale).
 
     Args:
         fx: the extractor that it is for.
@@ -61,6 +68,8 @@ def from_words(text: str, fx: Any) -> Technique:
         return CFG(_number(word, value or "7.5"))
     if word == "lora":
         return LoRA(value, scale=scale)
+    if word == "image":
+        return IPAdapter(value, scale) if value else known_image_prompt(fx, scale)
     return ControlNet(value, word, scale) if value else known_control(fx, word, scale)
 
 
@@ -103,3 +112,15 @@ def known_control(fx: Any, condition: str, scale: float = 1.0) -> ControlNet:
     if (model, condition) not in KNOWN:
         raise ValueError(f"no {condition} ControlNet is known for {fx.model_id or 'this model'}: {condition}=...")
     return ControlNet(KNOWN[model, condition], condition, scale)
+
+
+def known_image_prompt(fx: Any, scale: float = 1.0) -> IPAdapter:
+    """The IP-Adapter that goes with a model.
+
+    Raises:
+        ValueError: none is known; the message says how to name one.
+    """
+    model = fx.family.preset_model(unwrap(fx.denoiser), fx.model_id)
+    if fx.model_id == "embedded" or model not in KNOWN_IMAGE_PROMPTS:
+        raise ValueError(f"no IP-Adapter is known for {fx.model_id or 'this model'}: name one, image=...")
+    return IPAdapter("h94/IP-Adapter", scale, KNOWN_IMAGE_PROMPTS[model])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import html
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import gradio as gr
 
-F = TypeVar("F", bound=Callable[..., Any])
+from .stopping import Stopped, in_thread
 
 LOG = logging.getLogger(__name__)
 UNEXPECTED = "Something went wrong on the server. It has been logged there; try other settings."
@@ -27,14 +28,32 @@ def upload(label: str, **options: Any) -> gr.Image:
     return gr.Image(label=label, type="filepath", sources=sources, alt_text=label, buttons=[], **options)
 
 
-def plain(function: F) -> F:
-    """The function with errors as sentences for the visitor: those of input as they are, all others without detail."""
+def timed(progress: gr.Progress) -> Callable[[float, str], None]:
+    """What tells a visitor the next step, and how long the rest will take, by what was done since the share was 0."""
+    began = time.monotonic()
 
+    def step(done: float, what: str) -> None:
+        nonlocal began
+        if not done:
+            began = time.monotonic()
+        left = (time.monotonic() - began) * (1 - done) / done if done else 0.0
+        progress(done, desc=f"{what} · about {left:.0f} s left" if left >= 1 else what)
+
+    return step
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """The function as Gradio is to call it: so that it can be cancelled, and with errors as sentences for the visitor.
+
+    Those of input are told as they are, all others without detail.
+    """
+
+    @in_thread
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except gr.Error:
+        except (gr.Error, Stopped):
             raise
         except ValueError as error:  # the message is ours, and may quote the visitor's words
             raise _shown(_sentence(error)) from None
@@ -44,7 +63,7 @@ def plain(function: F) -> F:
                 LOG.exception("an unexpected error")
             raise _shown(NO_MEMORY if memory else UNEXPECTED) from None
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 def _sentence(error: ValueError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ VEIL = 0.65
 """How much of a map covers the picture under it."""
 
 
+PLACE = re.compile(r"(?:down|up)-level\d+(?:-repeat\d+)?|[a-z]+-block\d+|[a-z]+")
+
+
 class Look(NamedTuple):
     """How the model looks at a picture."""
 
@@ -42,6 +46,15 @@ class Similar(NamedTuple):
     here: Image.Image
     there: Image.Image | None
     said: str
+
+
+def grouped(ids: Sequence[str]) -> dict[str, list[str]]:
+    """Activations by where they are in the model: stage, level and repeat of a UNet, or block of a transformer."""
+    found: dict[str, list[str]] = {}
+    for id in ids:
+        place = PLACE.match(id)
+        found.setdefault(place[0] if place else id, []).append(id)
+    return found
 
 
 def features(loaded: Loaded, picture: Image.Image, look: Look, ids: Sequence[str], kept: Recent[Features]) -> Features:

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_features import FeatureExtractor
+from diffusion_features.attention import use_fast_attention
+from diffusion_features.loading import load_pipeline, model_revision
 from segmentors import TrainingFreeSegmentor
+
+from .stopping import stoppable
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Models:
 
 
 def _load(name: str, source: str) -> Loaded:
-    whole = FeatureExtractor.from_pretrained(source, activations="*")
+    pipe = load_pipeline(source)  # whole: the test of content shift decodes what it repaints
     # an extractor that owns its pipeline keeps every prompt it was ever given; a server must not
-    fx = FeatureExtractor(whole.pipe, "*", model_id=whole.model_id, revision=whole.revision)
+    fx = FeatureExtractor(pipe, "*", model_id=source, revision=model_revision(pipe))
+    use_fast_attention(fx.denoiser)
+    stoppable(fx.denoiser)
     return Loaded(name, fx, TrainingFreeSegmentor(fx))

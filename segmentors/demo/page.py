@@ -10,7 +10,7 @@ from .downloads import Downloads
 from .models import Models
 from .settings import Settings
 from .shared import Shared
-from .tabs import look, scenes, segment
+from .tabs import look, scenes, segment, shift
 
 TITLE = """
 # Diffusion features
@@ -36,4 +36,6 @@ def page(settings: Settings, models: Models, folder: Path) -> gr.Blocks:
             scenes.build(shared)
         with gr.Tab("Look inside", id="look"):
             look.build(shared)
+        with gr.Tab("Content shift", id="shift"):
+            shift.build(shared)
     return blocks.queue(max_size=settings.waiting, api_open=False)  # nobody goes past the queue

@@ -52,7 +52,9 @@ class Answer:
         scores: float32 (K, H, W) in [0, 1].
         classes: names, "background" first where it was asked for.
         prompts: what the model was told.
-        layer_weights: cross-map id → weight, summing to 1.
+        layer_weights: cross-map id → weight, summing to 1; of the first prompt.
+        head_weights: cross-map id → weight of each head, the mean over the picture; of the first prompt. Empty where
+            heads are averaged.
         remembered: whether the model did not have to run.
     """
 
@@ -62,6 +64,7 @@ class Answer:
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
     layer_weights: dict[str, float]
+    head_weights: dict[str, list[float]]
     remembered: bool
 
 
@@ -90,10 +93,11 @@ def answer(loaded: Loaded, question: Question, runs: Runs, step: Step = lambda d
     step(0.7, "Refining the maps")
     ours, plain = ([pair[which] for pair in pairs] for which in (0, 1))
     labels, scores = _labelled(segmentor, ours, wanted, question, segmentor.method)
+    heads = {id: maps.float().mean(dim=(1, 2)).tolist() for id, maps in ours[0].head_maps(0).items()}
     before, _ = _labelled(segmentor, plain, wanted, question, replace(PLAIN, refine=segmentor.method.refine))
     return Answer(
         labels, before, scores, ("background",) * wanted.with_background + tuple(wanted.names),
-        tuple(one.prompt for one in wanted.told), ours[0].layer_shares(0), not new,
+        tuple(one.prompt for one in wanted.told), ours[0].layer_shares(0), heads, not new,
     )  # fmt: skip
 
 

@@ -15,7 +15,15 @@ CSS = """
 .said { min-height: 1.6em; color: var(--body-text-color-subdued); }
 .hint p { color: var(--body-text-color-subdued); font-size: 0.9rem; }
 .table-wrap { overflow-x: auto; max-width: calc(100vw - 5rem); }
-.sharp img { image-rendering: pixelated; }
+.sharp img, .labels .mask { image-rendering: pixelated; }
+.gradio-container button[role="tab"][aria-selected="true"] { color: var(--primary-700); }
+.dark .gradio-container button[role="tab"][aria-selected="true"], .gradio-container.dark
+  button[role="tab"][aria-selected="true"] { color: var(--primary-300); }
+.labels .legend { background: var(--neutral-50); }
+.labels .legend-item { color: var(--neutral-950); background-image: linear-gradient(#ffffff80, #ffffff80); }
+#hover .pair { display: flex; flex-wrap: wrap; gap: 1rem; }
+#hover canvas { flex: 1 1 220px; min-width: 0; max-width: 512px; height: auto; border-radius: 8px; cursor: crosshair; }
+#hover output { display: block; min-height: 1.6em; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.5rem !important; }
   #title h1 { font-size: 1.3rem; }
@@ -24,6 +32,20 @@ CSS = """
 
 
 def theme() -> gr.themes.Base:
-    return gr.themes.Soft(
+    """Soft, with every text dark or light enough on what is behind it to be read (WCAG 2.2, 1.4.3: 4.5 to 1)."""
+    soft = gr.themes.Soft(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="lg", font=FONT, font_mono=MONO
+    )
+    return soft.set(
+        background_fill_primary="*neutral_50",  # as in Soft; a second ``set`` would make it white
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*primary_700",
+        block_title_text_color="*primary_700",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
     )

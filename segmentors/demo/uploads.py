@@ -147,6 +147,17 @@ def one_of(given: object, what: str, allowed: Sequence[str]) -> str:
     return str(given)
 
 
+def listed(given: object, what: str) -> list[str]:
+    """A list of texts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise ValueError(f"The {what} are a list of texts.")
+    return given
+
+
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 

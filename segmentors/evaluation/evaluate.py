@@ -38,11 +38,13 @@ def evaluate(
 
     Returns:
         What ``scores`` gives, ``per_class`` (name → IoU, ``None`` where it is undefined), and everything the figures
-        depend on: ``protocol`` and what it means, ``dataset``, ``split``, ``images``, ``threshold``, ``model``, ``t``
-        and ``method``. Under a protocol that sweeps the threshold also ``swept``: threshold → mean IoU.
+        depend on: ``protocol`` and what it means, ``dataset``, ``split``, ``images``, ``threshold``, ``model``, ``t``,
+        ``method``, and whether images were ``captioned``. Under a protocol that sweeps the threshold also ``swept``:
+        threshold → mean IoU.
 
     Raises:
-        ValueError: there is no such protocol, no image, or background words for a data set without a background.
+        ValueError: there is no such protocol, no image, background words for a data set without a background, or a
+            threshold to sweep behind a CRF, which would have to know it.
     """
     rules = protocol_named(protocol)
     total = dataset.length if limit is None else min(limit, dataset.length)
@@ -67,7 +69,8 @@ def evaluate(
         "images": total, "dataset": dataset.name, "split": dataset.split, "protocol": protocol, "about": rules.about,
         "threshold": judge.thresholds[best] if judge.classes[0] == "background" else None,
         "background": list(background), "model": segmentor.fx.model_id, "revision": segmentor.fx.revision,
-        "t": segmentor.preset.t, "method": asdict(segmentor.method), "seed": seed,
+        "t": segmentor.preset.t, "method": asdict(segmentor.method),
+        "captioned": segmentor.captioner is not None, "seed": seed,
         "seconds_per_image": (time.perf_counter() - began) / total,
     }  # fmt: skip
     if len(each) > 1:
@@ -89,10 +92,12 @@ class _Judge:
         self.background = list(background) if self.classes[0] == "background" else None
         sweep = rules.swept and self.background is not None
         self.thresholds: Sequence[float] = THRESHOLDS if sweep else (segmentor.method.threshold,)
+        if sweep and segmentor.method.edges == "crf":
+            raise ValueError("this protocol sweeps the threshold of the background, which a CRF must know beforehand")
         # a threshold that is swept is added afterwards
         method = replace(segmentor.method, background="exact") if sweep else segmentor.method
         self.sweep = sweep
-        self.segmentor = TrainingFreeSegmentor(segmentor.fx, segmentor.preset, method)
+        self.segmentor = TrainingFreeSegmentor(segmentor.fx, segmentor.preset, method, segmentor.captioner)
 
     def counts(self, sample: Sample) -> Tensor:
         """(thresholds, 5, classes) of one image."""

@@ -90,6 +90,7 @@ def resampled(counts: Tensor, *, absent_is_zero: bool = False, seed: int = 0) ->
 
     The draws depend on the seed and the number of images alone, so those of two methods on the same images are paired.
     """
+    # scipy's bootstrap would gather a copy of the counts for each draw; here their sums are one product of matrices.
     images = len(counts)
     drawn = torch.randint(images, (DRAWS, images), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(DRAWS, images, dtype=torch.float64)

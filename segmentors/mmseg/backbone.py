@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -12,19 +12,22 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.activations import Activation, Spec, select
+from diffusion_features.activations import Spec, select
 from diffusion_features.families import unwrap
 from diffusion_features.images import fit_size
 
-from . import identity
+from . import identity, options
+from .amalgamation import Amalgamation
 from .cache import FeatureCache, describe
-from .levels import as_given, by_stride, pick
+from .compression import Compression
+from .levels import Level, as_given, by_stride, pick
 from .metas import prompts_of
 from .projection import Concatenation, Projection
+from .techniques import TechniqueSets
 from .tuning import LearntPrompt, add_lora
 
 #: What changes features but may differ on purpose between training and test.
-_CONDITIONS = ("t", "seed", "prompt", "prompt_key", "size")
+_CONDITIONS = ("t", "seed", "prompt", "prompt_key", "size", "suppress")
 
 
 @MODELS.register_module()
@@ -55,6 +58,9 @@ class DiffusionBackbone(BaseModule):
         learn_prompt: bool = False,
         seed: int = 0,
         size: int | tuple[int, int] | None = None,
+        suppress: Sequence[Mapping[str, Any]] = (),
+        amalgamate: Mapping[str, Any] | None = None,
+        attention: str | Sequence[str] = "up_cross",
         tune: str | dict[str, Any] = "frozen",
         projection: dict[str, Any] | None = None,
         cache: str | dict[str, Any] | None = None,
@@ -76,12 +82,18 @@ class DiffusionBackbone(BaseModule):
             seed: of the noise, the same for every image.
             size: (height, width) or square side that images are resized to for the model; by default each image is
                 taken at its own size, or at the nearest that the model can take.
+            suppress: techniques against content shift, as ``dict(type="ControlNet", model=..., condition="canny")``;
+                see ``diffusion_features.suppression``.
+            amalgamate: ``dict(variants=[[...], [...]], how="assigned")``: features under several sets of techniques,
+                each besides those of ``suppress``, made one; other keys are arguments of ``Amalgamation``.
+            attention: what the activation ``attn`` is made of, as ``FeatureExtractor.from_pretrained`` takes it.
             tune: "frozen"; "full", where the whole denoiser learns; or ``dict(type="lora", r=..., alpha=...,
                 targets=[...])``.
             projection: ``dict(channels=..., norm=dict(...))`` normalises and mixes each level's activations to that
                 many channels, the norm being group normalisation with 32 groups if not given; ``None`` concatenates
                 them as they are.
-            cache: a folder, or ``dict(folder=..., dtype="float16")``, to keep features of frozen models in.
+            cache: a folder, or ``dict(folder=..., dtype="int8", components=32)``, to keep features of frozen models
+                in; what is lost is described in ``Compression``.
             dtype: of a frozen denoiser: float16 where there is CUDA, else float32. What learns is float32.
             revision, variant: as in diffusers.
 
@@ -90,33 +102,39 @@ class DiffusionBackbone(BaseModule):
             LoadError, UnknownActivation: as ``FeatureExtractor.from_pretrained``.
         """
         super().__init__(init_cfg)
-        mode, lora = _tuning(tune)
+        mode, lora = options.tuning(tune)
         learns = mode != "frozen" or learn_prompt
-        _check_options(learns, learn_prompt, prompt_key, cache, dtype)
-        self.prompt, self.prompt_key, self.t, self.seed, self.size = prompt, prompt_key, t, seed, _pair(size)
+        self.techniques = TechniqueSets.of(suppress, () if amalgamate is None else options.variants(amalgamate))
+        options.check(learns, learn_prompt, prompt_key, cache, dtype, self.techniques)
+        self.prompt, self.prompt_key, self.t, self.seed, self.size = prompt, prompt_key, t, seed, options.pair(size)
         # On the CPU first: each process of a distributed run moves it to a device of its own.
         self.fx = FeatureExtractor.from_pretrained(
             model, activations if levels is None else cast(Spec, [*levels]), revision=revision, variant=variant,
-            device="cpu", dtype=_dtype(dtype, learns), trainable=mode == "full",
+            device="cpu", dtype=options.dtype(dtype, learns), trainable=mode == "full", attention=attention,
         )  # fmt: skip
-        available = (
-            by_stride(self.fx.feature_info) if levels is None else as_given(self._ids(levels), self.fx.feature_info)
-        )
-        self.feature_info = tuple(available if out_indices is None else pick(available, out_indices))
-        self.fx.activations = self._select([id for level in self.feature_info for id in level.activations])
+        info = self.fx.feature_info
+        available = by_stride(info) if levels is None else as_given(self._ids(levels), info)
+        chosen = available if out_indices is None else pick(available, out_indices)
+        self.fx.set_activations([id for level in chosen for id in level.activations])
+        self.amalgamation = None if amalgamate is None else Amalgamation(
+            {id: one.channels for id, one in self.fx.feature_info.items()}, **options.plain(amalgamate)
+        )  # fmt: skip
+        self.feature_info = tuple(chosen if self.amalgamation is None else map(self.amalgamation.widened, chosen))
         self.frozen = not learns
         self._identity = {
             "model": model, "weights": identity.sample_weights(unwrap(self.fx.denoiser)), "tune": mode,
             "activations": [list(level.activations) for level in self.feature_info],
-            "t": t, "seed": seed, "prompt": prompt, "prompt_key": prompt_key,
-            "size": self.size and list(self.size),  # as JSON gives it back
+            "t": t, "seed": seed, "prompt": prompt, "prompt_key": prompt_key, "suppress": options.plain(suppress),
+            "amalgamate": options.plain(amalgamate), "size": options.plain(self.size),
+            "attention": options.plain(attention),
         }  # fmt: skip
-        self.cache = None if cache is None else _cache(cache, self.fx, self._identity)
+        self.cache = None if cache is None else self._cache(cache)
         if mode == "lora":
             self.lora = add_lora(self.fx.denoiser, **lora)
         if learn_prompt:
             self.learnt_prompt = LearntPrompt(self.fx, prompt)
-        self.fx.trainable = learns  # lets gradients pass through what is frozen itself
+        if learns:
+            self.fx.keep_gradients()
         self._one_prompt = self.frozen and prompt_key is None
         self.projections = nn.ModuleList(projection_of(level.channels, projection) for level in self.feature_info)
         self.channels = tuple(
@@ -127,46 +145,61 @@ class DiffusionBackbone(BaseModule):
         """float (B, 3, H, W) in [-1, 1] → float32 (B, C_i, H / s_i, W / s_i) for each level i, finest first.
 
         Raises:
-            ValueError: the images are not in [-1, 1], or one has no prompt where it needs one.
+            ValueError: the images are not in [-1, 1], one has no prompt where it needs one, or a prompt is too long for
+                the channels of ``attn``.
         """
         prompts = [self.prompt] * len(x) if self.prompt_key is None else prompts_of(self.prompt_key, len(x))
         size = fit_size(x.shape[-2], x.shape[-1], self.fx.multiple) if self.size is None else self.size
         features = self._features(x, prompts, size)
+        if self.amalgamation is not None:
+            features = self.amalgamation(features)
+        for level in self.feature_info:
+            _check_channels(level, features)
         return tuple(
             project([features[id].float() for id in level.activations])
             for level, project in zip(self.feature_info, self.projections, strict=True)
         )
 
     def _features(self, x: Tensor, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor]:
-        """Activations of the batch."""
+        """Activations of the batch; where several sets of techniques are amalgamated, those of each."""
+        asked: dict[str, Any] = dict(t=self.t, seed=self.seed, size=size)
         if not self.frozen:
-            return self.fx(x, prompts, t=self.t, seed=self.seed, size=size)
-        with torch.autocast(x.device.type, enabled=False):  # so that features do not depend on who asks
+            return self.techniques.features(self.fx, x, prompts, **asked)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # so that they do not depend on who asks
             self._release_text_encoders()
             if self.cache is None:
-                return self.fx(x, prompts, t=self.t, seed=self.seed, size=size)
+                return self.techniques.features(self.fx, x, prompts, **asked)
             rows = [
                 self.cache.get(
-                    one, prompt, lambda one=one, prompt=prompt: self.fx(  # type: ignore[misc]
-                        one[None], prompt, t=self.t, seed=self.seed, size=size
+                    one, prompt, lambda one=one, prompt=prompt: self.techniques.features(  # type: ignore[misc]
+                        self.fx, one[None], [prompt], **asked
                     )
                 )
                 for one, prompt in zip(x, prompts, strict=True)
             ]  # fmt: skip
-        return {id: torch.cat([row[id] for row in rows]) for id in rows[0]}
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def _release_text_encoders(self) -> None:
-        """With one prompt for everything they are needed once, and on the model's device they are fast."""
+        """With one prompt for everything they are needed once, and on the model's device they are fast.
+
+        Techniques may change the prompt, or the encoders, and need them again.
+        """
         if self._one_prompt:
             self.fx.encode_prompts(self.prompt)
-            self.fx.release_text_encoders()
+            if not self.techniques:
+                self.fx.release_text_encoders()
             self._one_prompt = False
 
-    def _select(self, spec: Spec) -> list[Activation]:
-        return select(self.fx.available, spec, self.fx.presets)
+    def _cache(self, where: str | dict[str, Any]) -> FeatureCache:
+        compression = {"folder": where} if isinstance(where, str) else dict(where)
+        folder = compression.pop("folder")
+        settings = {name: self._identity[name] for name in ("activations", "attention", "t", "seed", "size")}
+        settings["techniques"] = self.techniques.fingerprints()
+        return FeatureCache(folder, {**settings, **describe(self.fx)}, Compression(**compression))
 
     def _ids(self, groups: Sequence[Spec]) -> list[list[str]]:
-        return [[activation.id for activation in self._select(group)] for group in groups]
+        asked = self.fx.activations
+        return [[activation.id for activation in select(asked, group, self.fx.presets)] for group in groups]
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -185,37 +218,13 @@ class DiffusionBackbone(BaseModule):
                 )  # fmt: skip
 
 
-def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width)."""
-    return (size, size) if isinstance(size, int) else size
-
-
-def _tuning(tune: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """ "frozen", "lora" or "full", and the settings of LoRA."""
-    settings = {"type": tune} if isinstance(tune, str) else dict(tune)
-    mode = settings.pop("type", None)
-    if mode not in ("frozen", "lora", "full") or (settings and mode != "lora"):
-        raise ValueError(
-            f'tune must be "frozen", "full" or dict(type="lora", r=..., alpha=..., targets=...), not {tune!r}'
-        )
-    return mode, settings
-
-
-def _check_options(learns: bool, learn_prompt: bool, prompt_key: str | None, cache: Any, dtype: str | None) -> None:
-    if learn_prompt and prompt_key is not None:
-        raise ValueError("learn_prompt learns one embedding for all images: it does not go with prompt_key")
-    if learns and cache is not None:
-        raise ValueError("features of a model that learns change at every step: they cannot be cached")
-    if learns and dtype not in (None, "float32"):
-        raise ValueError(f"what learns is float32, not {dtype}; use AMP for speed")
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise ValueError(f'dtype must be "float32", "float16" or "bfloat16", not {dtype!r}')
-
-
-def _dtype(name: str | None, learns: bool) -> torch.dtype:
-    if name is not None:
-        return cast(torch.dtype, getattr(torch, name))
-    return torch.float16 if torch.cuda.is_available() and not learns else torch.float32
+def _check_channels(level: Level, features: Mapping[str, Tensor]) -> None:
+    for id, channels in zip(level.activations, level.channels, strict=True):
+        if (found := features[id].shape[1]) != channels:
+            raise ValueError(
+                f"{id} has {found} channels, not {channels}: the prompt has more tokens than the text encoder reads at "
+                "once; shorten it"
+            )
 
 
 def projection_of(channels: Sequence[int], settings: dict[str, Any] | None) -> nn.Module:
@@ -223,9 +232,3 @@ def projection_of(channels: Sequence[int], settings: dict[str, Any] | None) -> n
     if settings is None:
         return Concatenation()
     return Projection(channels, settings["channels"], settings.get("norm", dict(type="GN", num_groups=32)))
-
-
-def _cache(where: str | dict[str, Any], fx: FeatureExtractor, identity: dict[str, Any]) -> FeatureCache:
-    settings = {"folder": where} if isinstance(where, str) else where
-    asked = {name: identity[name] for name in ("activations", "t", "seed", "size")}
-    return FeatureCache(settings["folder"], {**asked, **describe(fx)}, settings.get("dtype", "float32"))

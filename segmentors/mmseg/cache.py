@@ -6,7 +6,7 @@
 
 A file is found by all that its features depend on: the weights, configurations and versions, the options, the prompt,
 and the very pixels that reach the model. So a stale feature is never read: what changes anything is simply not there.
-An augmented view is another image; only views that come back exactly are found again.
+An augmented view is another image; only views that come back exactly, as ``FixedViews`` makes them, are found again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +28,9 @@ from torch import Tensor, nn
 
 from diffusion_features import FeatureExtractor
 
+from .compression import Compression
+
 PACKAGES: Final = ("diffusion-features", "torch", "diffusers", "transformers")
-DTYPES: Final = {"float32": torch.float32, "float16": torch.float16}
 
 
 class FeatureCache:
@@ -37,27 +39,26 @@ class FeatureCache:
     Images are computed one at a time: in a batch, the last bits of a feature depend on its neighbours.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], dtype: str = "float32") -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], settings: Mapping[str, Any], compression: Compression | None = None
+    ) -> None:
         """
         Args:
             folder: made if it does not exist.
             settings: everything that features depend on besides the image and its prompt, as JSON values.
-            dtype: "float32" keeps features exactly; "float16" halves them, rounded to 11 bits.
+            compression: float32, which loses nothing, if not given.
 
         Raises:
-            ValueError: another dtype.
             OSError: the folder cannot be written.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"a cache keeps {' or '.join(DTYPES)}, not {dtype!r}")
-        self.dtype = DTYPES[dtype]
-        described = json.dumps({**settings, "cache_dtype": dtype}, sort_keys=True, indent=1)
+        self.compression = compression or Compression()
+        described = json.dumps({**settings, "compression": asdict(self.compression)}, sort_keys=True, indent=1)
         self.folder = Path(folder) / hashlib.sha256(described.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         _publish(self.folder / "settings.json", described.encode())
 
     def get(self, pixels: Tensor, prompt: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The features of one image: id → (1, C, h, w), on the image's device, in the cache's dtype.
+        """The features of one image as they are kept: id → float32 (1, C, h, w), on the image's device.
 
         Args:
             pixels: (3, H, W).
@@ -69,18 +70,12 @@ class FeatureCache:
         name = _digest(pixels, prompt)
         path = self.folder / name[:2] / f"{name}.safetensors"
         try:
-            kept = load(path.read_bytes())
+            packed = load(path.read_bytes())
         except (FileNotFoundError, SafetensorError):  # not made yet, or damaged since
-            kept = {id: self._rounded(id, tensor) for id, tensor in compute().items()}
+            packed = self.compression.pack(compute())
             path.parent.mkdir(exist_ok=True)
-            _publish(path, save({id: tensor.cpu().contiguous() for id, tensor in kept.items()}))
-        return {id: tensor.to(pixels.device) for id, tensor in kept.items()}
-
-    def _rounded(self, id: str, tensor: Tensor) -> Tensor:
-        rounded = tensor.detach().to(self.dtype)
-        if not torch.isfinite(rounded).all():
-            raise FloatingPointError(f'{id} has values beyond float16; set cache=dict(folder=..., dtype="float32")')
-        return rounded
+            _publish(path, save({name: tensor.cpu().contiguous() for name, tensor in packed.items()}))
+        return self.compression.unpack({name: tensor.to(pixels.device) for name, tensor in packed.items()})
 
 
 def describe(fx: FeatureExtractor) -> dict[str, Any]:

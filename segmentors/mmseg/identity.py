@@ -35,7 +35,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     found = []
     if not _close(saved["weights"], own["weights"]):
         found.append(f"the weights of the model are others (it was {saved['model']!r}, this is {own['model']!r})")
-    for name in ("activations", "tune"):
+    for name in ("activations", "attention", "tune", "amalgamate"):
         if saved[name] != own[name]:
             found.append(f"{name} were {saved[name]}, here they are {own[name]}")
     return found

@@ -44,6 +44,12 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
+def check_checkpoint(file: Path) -> None:
+    """Raises SystemExit if there is none."""
+    if not file.is_file():
+        raise SystemExit(f"there is no checkpoint {file}")
+
+
 def begin(config: Config) -> Runner:
     """The runner of a config, with every process of a distributed run connected.
 

@@ -21,7 +21,7 @@ def by_stride(info: Mapping[str, FeatureInfo]) -> list[Level]:
     """One level for each stride, finest first; inside a level in forward order.
 
     Raises:
-        ValueError: an activation has no place in an image.
+        ValueError: an activation has no place in an image, or no fixed number of channels.
     """
     _check_spatial(info)
     strides = sorted({one.stride for one in info.values() if one.stride})
@@ -33,7 +33,7 @@ def as_given(groups: Sequence[Sequence[str]], info: Mapping[str, FeatureInfo]) -
 
     Raises:
         ValueError: a group mixes strides, the groups do not go from fine to coarse, or an activation has no place in an
-            image.
+            image, or no fixed number of channels.
     """
     _check_spatial(info)
     for place, group in enumerate(groups):
@@ -73,4 +73,9 @@ def _check_spatial(info: Mapping[str, FeatureInfo]) -> None:
         raise ValueError(
             f"a backbone gives features of the image, (B, C, h, w); these are none: {', '.join(others)}. "
             "Leave out text-side activations and attention maps"
+        )
+    if unknown := [id for id, one in info.items() if not one.channels]:
+        raise ValueError(
+            f"how many channels {unknown[0]} has depends on the image or the prompt, and a head needs to know: make it "
+            "of cross-attention alone, in a model whose text encoder gives each prompt the same number of tokens"
         )

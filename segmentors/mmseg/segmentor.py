@@ -9,6 +9,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from .amalgamation import losses
 from .metas import image_metas
 
 
@@ -16,8 +17,9 @@ from .metas import image_metas
 class DiffusionEncoderDecoder(EncoderDecoder):
     """``EncoderDecoder`` for a ``DiffusionBackbone``.
 
-    Does two things more: each image's metainfo reaches the backbone, which prompts of single images need, and channels
-    that do not fit are an error at once that says what they must be.
+    Does three things more: each image's metainfo reaches the backbone, which prompts of single images need; what an
+    amalgamation adds to the loss is added; and channels that do not fit are an error at once that says what they must
+    be.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -42,7 +44,7 @@ class DiffusionEncoderDecoder(EncoderDecoder):
 
     def loss(self, inputs: Tensor, data_samples: Any) -> dict[str, Tensor]:
         with image_metas([sample.metainfo for sample in data_samples]):
-            return super().loss(inputs, data_samples)
+            return super().loss(inputs, data_samples) | losses(self.backbone)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: Any) -> Tensor:
         with image_metas(batch_img_metas):

@@ -12,8 +12,8 @@ from . import launching
 
 def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    if args.checkpoint is not None and not args.checkpoint.is_file():
-        raise SystemExit(f"there is no checkpoint {args.checkpoint}")
+    if args.checkpoint is not None:
+        launching.check_checkpoint(args.checkpoint)
     config = launching.read_config(args)
     config.load_from = None if args.checkpoint is None else str(args.checkpoint)
     if args.tta:

@@ -29,16 +29,19 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="latest", metavar="CHECKPOINT",
         help="go on from a checkpoint; without its name, from the last in the work dir, if there is one",
     )  # fmt: skip
-    parser.add_argument("--amp", action="store_true", help="automatic mixed precision; needs a GPU")
+    parser.add_argument("--amp", action="store_true", help="automatic mixed precision; bfloat16 on a CPU")
     return parser
 
 
 def _use_amp(config: Config) -> None:
-    """Raises SystemExit where mmengine has no mixed precision."""
-    if not torch.cuda.is_available():
-        raise SystemExit("--amp needs a GPU: mmengine has no mixed precision on a CPU")
+    """Raises SystemExit where the config has an optimizer wrapper of its own kind."""
     if config.optim_wrapper.get("type", "OptimWrapper") not in ("OptimWrapper", "AmpOptimWrapper"):
         raise SystemExit(f"--amp goes with OptimWrapper only, and the config has {config.optim_wrapper.type}")
+    if not torch.cuda.is_available():
+        for scaling in ("loss_scale", "dtype"):
+            config.optim_wrapper.pop(scaling, None)
+        config.optim_wrapper.type = "CpuAmpOptimWrapper"
+        return
     config.optim_wrapper.type = "AmpOptimWrapper"
     config.optim_wrapper.setdefault("loss_scale", "dynamic")
 

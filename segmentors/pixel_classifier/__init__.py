@@ -4,7 +4,8 @@ After DatasetDDPM (arXiv 2112.03126), as arXiv 2410.03558 uses it to compare act
 """
 
 from .ensemble import Ensemble, Prediction
-from .labels import ddpm_labels, drawn_parts
+from .labels import ddpm_labels, drawn_parts, masks
+from .saving import load, save
 from .training import train
 
-__all__ = ["Ensemble", "Prediction", "ddpm_labels", "drawn_parts", "train"]
+__all__ = ["Ensemble", "Prediction", "ddpm_labels", "drawn_parts", "load", "masks", "save", "train"]

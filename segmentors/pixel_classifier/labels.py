@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,54 @@ def drawn_parts(folder: str | os.PathLike[str], split: str) -> dict[str, np.ndar
     return {name: np.asarray(Image.open(Path(folder) / "parts_dir" / split / name)) for name in files}
 
 
+def masks(folder: str | os.PathLike[str], keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """Label maps in a folder, named as the images: ``more/dog.npy`` or ``more/dog.png`` for ``more/dog.jpg``.
+
+    Args:
+        folder: a PNG must have one class number a pixel (mode L or P), an array labels (H, W) from 0 to 255.
+        keys: names of images, such as those of a store; one without a label map is left out.
+
+    Returns:
+        Name of the image -> uint8 (H, W), 255 where nothing is known.
+
+    Raises:
+        FileNotFoundError: no image has a label map.
+        ValueError: a file is no label map.
+    """
+    names = [*keys]
+    files = {key: file for key in names if (file := _mask_file(Path(folder) / key)) is not None}
+    if not files:
+        example = f", such as {Path(folder) / names[0]} with the suffix .png or .npy" if names else ""
+        raise FileNotFoundError(f"{folder} has no label map for any of the {len(names)} images{example}")
+    return {key: _array(file) if file.suffix == ".npy" else _picture(file) for key, file in files.items()}
+
+
+def _mask_file(image: Path) -> Path | None:
+    """An array before a picture: beside ``0.png`` of Horse-21 stands ``0.npy``."""
+    return next((file for suffix in (".npy", ".png") if (file := image.with_suffix(suffix)).is_file()), None)
+
+
+def _picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    if image.mode not in ("L", "P"):
+        raise ValueError(f"{path} has mode {image.mode}: a label map has one class number a pixel (mode L or P)")
+    return np.asarray(image)
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as an array: {error}") from error
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.number) or found.min() < 0 or found.max() > IGNORED:
+        raise ValueError(f"{path} must hold labels (H, W) from 0 to 255, not {found.dtype} {found.shape}")
+    return np.asarray(found.astype(np.uint8))
+
+
 def ddpm_labels(folder: str | os.PathLike[str], side: int = 256, training: bool = True) -> dict[str, np.ndarray]:
     """Labels in the layout of DatasetDDPM (Horse-21, Bedroom-28, ...): beside each ``0.png`` a ``0.npy`` of classes.
 
@@ -57,10 +106,7 @@ def ddpm_labels(folder: str | os.PathLike[str], side: int = 256, training: bool 
 
 
 def _ddpm_map(path: Path, side: int, training: bool) -> np.ndarray:
-    found = np.load(path, allow_pickle=False)
-    if found.ndim != 2 or not np.issubdtype(found.dtype, np.number) or found.min() < 0 or found.max() > IGNORED:
-        raise ValueError(f"{path} must hold labels (H, W) from 0 to 255, not {found.dtype} {found.shape}")
-    map = np.asarray(Image.fromarray(found.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)).copy()
+    map = np.asarray(Image.fromarray(_array(path)).resize((side, side), Image.Resampling.NEAREST)).copy()
     if training:
         values, counts = np.unique(map, return_counts=True)
         map[np.isin(map, values[counts < FEWEST])] = IGNORED

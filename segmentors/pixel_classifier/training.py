@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +20,19 @@ BATCH, LEARNING_RATE = 64, 1e-3
 POOL = 2**26
 """Numbers that are drawn from the files at a time, 256 MiB in float32."""
 IGNORED = 255
+SAVED_EVERY = 500
+"""Steps after which a training that has a checkpoint writes it."""
 
 
 def train(
-    ensemble: Ensemble, features: Callable[[str], Features], labels: Mapping[str, np.ndarray], steps: int, seed: int = 0
+    ensemble: Ensemble,
+    features: Callable[[str], Features],
+    labels: Mapping[str, np.ndarray],
+    steps: int,
+    seed: int = 0,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """Train an ensemble in place: Adam, batches of 64 random labelled pixels, each member on batches of its own.
 
@@ -33,7 +45,11 @@ def train(
         features: the activations of an image, id -> (C, h, w), such as ``store.read``.
         labels: image -> uint8 (H, W), 255 where nothing is known. H and W need not be the image's own.
         steps: batches for each member.
-        seed: of everything that is drawn.
+        seed: of everything that is drawn, 0 or more.
+        checkpoint: a file that is written now and then, read at the beginning where it exists, and removed at the end:
+            called again with the same arguments after a kill, training goes on there, and ends with the bits of an
+            uninterrupted one.
+        done: called after each step, and at once for those that a checkpoint has.
 
     Returns:
         The mean loss of the members at each step.
@@ -50,15 +66,42 @@ def train(
         raise ValueError(f"there is a label {highest}, but the ensemble has classes 0 to {ensemble.classes - 1}")
     ensemble.train()
     optimizer = torch.optim.Adam(ensemble.parameters(), lr=LEARNING_RATE)
-    losses = []
-    batches = _batches(ensemble, features, labels, places, seed)
-    for _, (pixels, truth) in zip(range(steps), batches, strict=False):
+    saved = None if checkpoint is None else Path(checkpoint)
+    losses = _resumed(saved, ensemble, optimizer) if saved is not None and saved.is_file() else []
+    for _ in losses:
+        done()
+    batches = _batches(ensemble, features, labels, places, seed, len(losses))
+    for step, (pixels, truth) in zip(range(len(losses) + 1, steps + 1), batches, strict=False):
         logits = torch.stack([member(x) for member, x in zip(ensemble.members, pixels, strict=True)])
         loss = F.cross_entropy(logits.flatten(0, 1), truth.flatten())
         optimizer.zero_grad()
         (loss * len(logits)).backward()  # each member's own mean loss
         optimizer.step()
         losses.append(loss.item())
+        done()
+        if saved is not None and step % SAVED_EVERY == 0:
+            _save(saved, ensemble, optimizer, losses)
+    if saved is not None:
+        saved.unlink(missing_ok=True)
+    return losses
+
+
+def _save(path: Path, ensemble: Ensemble, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+    part = path.with_name(path.name + ".part")
+    state = {"ensemble": ensemble.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _resumed(path: Path, ensemble: Ensemble, optimizer: torch.optim.Optimizer) -> list[float]:
+    """The losses so far; weights and optimizer are brought there."""
+    state = torch.load(path, map_location=next(ensemble.parameters()).device, weights_only=True)
+    ensemble.load_state_dict(state["ensemble"])
+    optimizer.load_state_dict(state["optimizer"])
+    losses: list[float] = state["losses"]
     return losses
 
 
@@ -68,14 +111,18 @@ def _batches(
     labels: Mapping[str, np.ndarray],
     places: Mapping[str, np.ndarray],
     seed: int,
+    skip: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (members, BATCH, channels) and labels (members, BATCH)."""
-    generator = np.random.default_rng(seed)
+    """Endless batches (members, BATCH, channels) and labels (members, BATCH), without the first ``skip``."""
     each = max(1, -(-max(BATCH, POOL // ensemble.channels) // len(places)))
-    while True:
+    count = sum(min(each, len(found)) for found in places.values())
+    starts = range(0, max(1, count - BATCH + 1), BATCH)
+    first, skip = divmod(skip, len(starts))
+    for number in itertools.count(first):
+        generator = np.random.default_rng([seed, number])  # one a pool, so that a later pool can be the first
         pixels, truth = _pool(features, labels, places, each, generator, next(ensemble.parameters()))
         orders = [generator.permutation(len(pixels)) for _ in ensemble.members]
-        for start in range(0, max(1, len(pixels) - BATCH + 1), BATCH):
+        for start in starts[skip if number == first else 0 :]:
             rows = torch.from_numpy(np.stack([order[start : start + BATCH] for order in orders])).to(pixels.device)
             yield pixels[rows], truth[rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,15 +137,15 @@ def output_projection(denoiser: nn.Module, activation: Activation) -> Projection
     ``forward`` is called rather than the module, so that no hook takes these calls for the model's own.
     """
     attention = denoiser.get_submodule(activation.module)
-    if getattr(attention, "to_out", None) is not None:
-        return attention.to_out[0].forward  # type: ignore[union-attr,index]
-    # a single-stream block of Flux: its projection takes the heads and, behind them, its feed-forward
-    joined = denoiser.get_submodule(activation.module.rpartition(".")[0]).proj_out
-    return _first_columns(joined)  # type: ignore[arg-type]
+    own: Any = getattr(attention, "to_out", None)
+    if isinstance(own, nn.ModuleList):
+        return own[0].forward
+    # single-stream blocks: one projection takes the heads and, behind them, the feed-forward; Flux.2's is the layer's
+    return _first_columns(own or denoiser.get_submodule(activation.module.rpartition(".")[0]).proj_out)
 
 
-def _first_columns(joined: nn.Module) -> Callable[[Tensor], Tensor]:
+def _first_columns(joined: Any) -> Callable[[Tensor], Tensor]:
     def project(merged: Tensor) -> Tensor:
-        return joined.forward(F.pad(merged, (0, int(joined.in_features) - merged.shape[-1])))  # type: ignore[arg-type]
+        return joined.forward(F.pad(merged, (0, joined.in_features - merged.shape[-1])))
 
     return project

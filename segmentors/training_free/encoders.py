@@ -21,6 +21,8 @@ class TextPart(NamedTuple):
         lower: whether the pipeline writes prompts in lower case first.
         around: what the pipeline writes around a prompt, at ``{}``.
         skipped: tokens at the beginning that the pipeline drops once they are encoded.
+        special: whether the tokenizer adds its special tokens; a chat template writes them itself.
+        padded_left: whether the text is padded before its first token, up to ``limit``.
     """
 
     tokenizer: Any
@@ -29,6 +31,24 @@ class TextPart(NamedTuple):
     lower: bool = False
     around: str = "{}"
     skipped: int = 0
+    special: bool = True
+    padded_left: bool = False
+
+    def read(self, prompt: str) -> str:
+        """The text that the tokenizer is given for a prompt."""
+        return self.around.replace("{}", prompt.lower() if self.lower else prompt)
+
+    def length(self, prompt: str) -> int:
+        """Tokens of what is read for a prompt."""
+        return len(self.tokenizer(self.read(prompt), add_special_tokens=self.special, verbose=False)["input_ids"])
+
+    def columns(self, prompt: str, spans: Sequence[Span]) -> list[int]:
+        """Columns of a cross map that belong to spans of the prompt."""
+        before = self.around.index("{}")
+        moved = [Span(start + before, stop + before) for start, stop in spans]
+        places = token_positions(self.tokenizer, self.read(prompt), moved, special=self.special)
+        first = self.start - self.skipped + (self.limit - self.length(prompt) if self.padded_left else 0)
+        return [first + place for place in places]
 
 
 def text_parts(fx: FeatureExtractor) -> list[TextPart]:
@@ -60,35 +80,51 @@ def text_parts(fx: FeatureExtractor) -> list[TextPart]:
     if family == "lumina2":
         return [TextPart(pipe.tokenizer, 0, _context(pipe), False, pipe.system_prompt + " <Prompt Start> {}")]
     if family == "zimage":
-        return [TextPart(pipe.tokenizer, 0, _context(pipe), False, _chat(pipe.tokenizer))]
-    known = "UNets, PixArt, HunyuanDiT, Stable Diffusion 3, Flux.1, AuraFlow, Qwen-Image, Lumina-Image 2 and Z-Image"
+        return [TextPart(pipe.tokenizer, 0, _context(pipe), False, _chat(pipe.tokenizer, thinking=True))]
+    if family == "flux2":
+        return [_flux2(pipe)]
+    if family == "sana":
+        return [_sana(pipe)]
+    known = (
+        "UNets, PixArt, HunyuanDiT, Stable Diffusion 3, Flux, AuraFlow, Qwen-Image, Lumina-Image 2, Z-Image and Sana"
+    )
     raise ValueError(f"where words stand in the text tokens of {type(pipe).__name__} is not known; it is for {known}")
 
 
 def fits(parts: Sequence[TextPart], prompt: str) -> bool:
     """Whether every tokenizer reads the whole prompt."""
-    return all(len(part.tokenizer(_read(part, prompt), verbose=False)["input_ids"]) <= part.limit for part in parts)
+    return all(part.length(prompt) <= part.limit for part in parts)
 
 
 def positions(parts: Sequence[TextPart], prompt: str, spans: Sequence[Span]) -> list[int]:
     """Columns of a cross map that belong to some words of the prompt, in every part."""
-    found = []
-    for part in parts:
-        before = part.around.index("{}")
-        moved = [Span(start + before, stop + before) for start, stop in spans]
-        places = token_positions(part.tokenizer, _read(part, prompt), moved)
-        found += [part.start + place - part.skipped for place in places]
-    return found
+    return [column for part in parts for column in part.columns(prompt, spans)]
 
 
-def _read(part: TextPart, prompt: str) -> str:
-    """The text that a tokenizer is given for a prompt."""
-    return part.around.replace("{}", prompt.lower() if part.lower else prompt)
+def _flux2(pipe: Any) -> TextPart:
+    """A chat, for [dev] with a system message, padded on the side that the tokenizer is set to."""
+    if not hasattr(pipe, "system_message"):  # [klein], whose text encoder is Qwen3
+        tokenizer, around = pipe.tokenizer, _chat(pipe.tokenizer, thinking=False)
+        return TextPart(tokenizer, 0, _context(pipe), around=around, padded_left=tokenizer.padding_side == "left")
+    texts = (("system", pipe.system_message), ("user", "{}"))
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts]
+    around = pipe.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    tokenizer, left = pipe.tokenizer.tokenizer, pipe.tokenizer.tokenizer.padding_side == "left"
+    return TextPart(tokenizer, 0, _context(pipe), around=around, special=False, padded_left=left)
 
 
-def _chat(tokenizer: Any) -> str:
+def _sana(pipe: Any) -> TextPart:
+    """An instruction before the prompt. Of the tokens, the pipeline keeps the first and the last ``context - 1``."""
+    instruction = "\n".join(inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default)
+    skipped = len(pipe.tokenizer.encode(instruction)) - 2
+    return TextPart(pipe.tokenizer, 0, skipped + _context(pipe), True, instruction + "{}", skipped)
+
+
+def _chat(tokenizer: Any, *, thinking: bool) -> str:
     message = {"role": "user", "content": "{}"}
-    return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    return tokenizer.apply_chat_template(
+        [message], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
 
 
 def _context(pipe: Any) -> int:

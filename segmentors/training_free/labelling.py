@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .background import background_score
+from .edges import to_edges
 from .method import Method
 from .prompts import Pass
 from .rescaling import Rescale, entity_maps
@@ -69,14 +70,21 @@ def class_maps(tokens: Sequence[Tensor], wanted: Wanted, rescale: Rescale) -> tu
     return classes, behind.amax(dim=0) if len(behind) else torch.zeros_like(classes[0])
 
 
-def labelled(maps: Tensor, size: tuple[int, int], with_background: bool, method: Method) -> tuple[Tensor, Tensor]:
+def labelled(
+    maps: Tensor, size: tuple[int, int], with_background: bool, method: Method, image: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Labels int64 (H, W) and scores (K, H, W) in [0, 1] at the ``size`` of the image, from maps (K, h, w).
 
     Args:
         with_background: the last map is that of the background; its class comes first in the result.
+        image: (3, h, w) in [-1, 1] as the model saw it, for methods that look for edges. They do so at this size, so
+            that a large photograph takes no more memory than a small one.
     """
     if with_background:
         score = background_score(maps[-1], method.background, method.threshold)
         maps = torch.cat([score[None], maps[:-1]])
+    if method.edges != "none":
+        assert image is not None, "edges are those of an image"
+        maps = to_edges(maps, image, method.edges)
     scores = F.interpolate(maps[None], size, mode="bilinear")[0].clamp(0, 1)
     return scores.argmax(dim=0), scores

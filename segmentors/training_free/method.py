@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .background import Background
+from .edges import Edges
 from .heads import Heads
 from .layers import Layers
 from .rescaling import Rescale
@@ -19,6 +20,7 @@ class Method:
         layers, renormalise: see ``layer_weight``.
         rescale: see ``entity_maps``.
         refine: whether to refine.
+        edges: see ``to_edges``.
         background, threshold: see ``background_score``.
         as_released: weigh layers as the released program does: not renormalised, by one channel of the reference.
     """
@@ -28,6 +30,7 @@ class Method:
     renormalise: bool = True
     rescale: Rescale = "sum"
     refine: bool = True
+    edges: Edges = "none"
     background: Background = "offset"
     threshold: float = 0.0
     as_released: bool = False

@@ -74,6 +74,7 @@ def passes(parts: Sequence[TextPart], names: Names, template: str = "{}", captio
     Raises:
         ValueError: a name, or the caption, is longer than the encoders read, or no tokenizer has a token for a name.
     """
+    caption = (caption or "").strip() or None  # some pipelines strip prompts too
     if caption is not None and not fits(parts, caption):
         raise ValueError(f"the caption is longer than this model reads: {caption[:60]!r}...")
     there = {name: spans for name, spans in find_phrases(caption or "", names).items() if spans}
@@ -87,6 +88,14 @@ def passes(parts: Sequence[TextPart], names: Names, template: str = "{}", captio
             raise ValueError(f"the class name {name!r} is longer than this model reads")
     first = _pass(parts, *_written(groups[0], names, template, caption), there, caption)
     return [first, *(_pass(parts, *_written(group, names, template, None), {}, None) for group in groups[1:])]
+
+
+def shortened(parts: Sequence[TextPart], caption: str) -> str:
+    """As many words of a caption, from its beginning, as the encoders read."""
+    words = caption.split()
+    while words and not fits(parts, " ".join(words)):
+        words.pop()
+    return " ".join(words)
 
 
 def _written(

@@ -21,13 +21,13 @@ def refine(maps: Tensor, layers: Sequence[LazyMap], k: int) -> Tensor:
 
     Args:
         maps: M, (B, n, h, w).
-        layers: self-attention (image→image) of the B images.
+        layers: self-attention (image→image) of the B images; without any, ``maps`` are returned.
         k: how often; 0 returns ``maps``.
 
     Returns:
         (B, n, h, w), float32 or more.
     """
-    for _ in range(k):
+    for _ in range(k if layers else 0):
         maps = torch.stack([_spread(maps, lazy) for lazy in layers]).mean(dim=0)
     return maps
 

@@ -60,7 +60,7 @@ def entity_maps(tokens: Tensor, entities: Sequence[Sequence[int]], content: Sequ
 
 def normalised(maps: Tensor) -> Tensor:
     """Each map (n, h, w) blurred (Gaussian of 5x5, σ = 1.1, reflected at the border) and stretched to [0, 1]."""
-    return stretched(_blurred(maps))
+    return stretched(blurred(maps, BLUR, SIGMA))
 
 
 def stretched(maps: Tensor) -> Tensor:
@@ -70,12 +70,15 @@ def stretched(maps: Tensor) -> Tensor:
     return torch.where(flat, 0, (maps - low) / torch.where(flat, 1, high - low))
 
 
-def _blurred(maps: Tensor) -> Tensor:
-    """The taps at offset x weigh ``exp(-x² / 2σ²)``, normalised."""
-    taps = torch.arange(BLUR, dtype=maps.dtype, device=maps.device) - BLUR // 2
-    taps = torch.exp(-(taps**2) / (2 * SIGMA**2))
+def blurred(maps: Tensor, width: int, sigma: float) -> Tensor:
+    """Maps (n, h, w) after a Gaussian of ``width`` x ``width`` cells, reflected at the border.
+
+    The taps at offset x weigh ``exp(-x² / 2σ²)``, normalised.
+    """
+    taps = torch.arange(width, dtype=maps.dtype, device=maps.device) - width // 2
+    taps = torch.exp(-(taps**2) / (2 * sigma**2))
     taps = taps / taps.sum()
     # reflection needs sides above its width; smaller grids repeat their border cells
-    mode = "reflect" if min(maps.shape[-2:]) > BLUR // 2 else "replicate"
-    padded = F.pad(maps[:, None], (BLUR // 2,) * 4, mode=mode)
+    mode = "reflect" if min(maps.shape[-2:]) > width // 2 else "replicate"
+    padded = F.pad(maps[:, None], (width // 2,) * 4, mode=mode)
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))[:, 0]

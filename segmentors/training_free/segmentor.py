@@ -15,15 +15,18 @@ from torch import Tensor
 
 from diffusion_features import AttentionCall, FeatureExtractor, list_activations
 from diffusion_features.activations import select
+from diffusion_features.captioning import Captioner, captions
+from diffusion_features.captioning import captioner as load_captioner
 from diffusion_features.families import unwrap
 from diffusion_features.images import Picture, as_tensor, check_size, fit_size, read_image
 
-from .aggregation import Aggregator, output_projection
+from .aggregation import Aggregator, output_projection, self_of
+from .crf import densecrf
 from .encoders import text_parts
 from .labelling import Segmentation, Wanted, class_maps, labelled
 from .method import Method
 from .presets import Preset, preset_for
-from .prompts import check_names, passes
+from .prompts import check_names, passes, shortened
 from .refinement import refine
 from .rescaling import Rescale, stretched
 
@@ -36,16 +39,27 @@ class TrainingFreeSegmentor:
     >>> result.labels.shape  # (H, W), of the image
     """
 
-    def __init__(self, fx: FeatureExtractor, preset: Preset | None = None, method: Method | None = None) -> None:
+    def __init__(
+        self,
+        fx: FeatureExtractor,
+        preset: Preset | None = None,
+        method: Method | None = None,
+        captioner: str | Captioner | None = None,
+    ) -> None:
         """
         Args:
             fx: the model; of its default activations only matters that a transformer is loaded up to the last of them.
             preset: layers and timestep; by default those of the paper for this model.
             method: how the maps are put together; by default as in the paper.
+            captioner: describes each image for the prompt, where a call gives no caption: a hub id or folder of an
+                image-to-text model of transformers, loaded now, or a function from a list of PIL images to as many
+                strings.
 
         Raises:
-            ValueError: there is no preset for this model, or it is not known how it reads text.
+            ValueError: there is no preset for this model, it is not known how it reads text, or it lacks the
+                self-attention that the method asks for.
             UnknownActivation: the preset names a layer that the model does not have.
+            ImportError: the method asks for a CRF, and pydensecrf is not installed.
         """
         self.fx, self.method = fx, method or Method()
         self.preset = preset or preset_for(fx)
@@ -53,6 +67,12 @@ class TrainingFreeSegmentor:
         loaded = list_activations(unwrap(fx.denoiser))  # of a transformer that was loaded in part, that part
         self._cross = select(loaded, list(self.preset.cross))
         select(loaded, [self.preset.reference, *self.preset.refiners])
+        if self.method.layers != "equal" and not {self_of(a.id) for a in self._cross} <= {a.id for a in loaded}:
+            name = type(unwrap(fx.denoiser)).__name__
+            raise ValueError(f"{name} has no self-attention maps to weigh layers by: use Method(layers='equal')")
+        if self.method.edges == "crf":
+            densecrf()
+        self.captioner = load_captioner(captioner) if isinstance(captioner, str) else captioner
 
     def __call__(
         self,
@@ -68,13 +88,15 @@ class TrainingFreeSegmentor:
 
         Args:
             image: a PIL image, a path, an array or a tensor (3, H, W) in [-1, 1], of any size; or a list of them, or a
-                tensor (B, 3, H, W). Those that the model sees in one size go through it as one batch.
+                tensor (B, 3, H, W). Those that the model sees in one size, under one caption, go through it as one
+                batch.
             classes: names, such as ``["cat", "potted plant"]``; or name → words that stand for it, all of which are
                 used, such as ``{"cat": ["cat", "kitten"]}``.
             background: things that are no class of interest, but may be there; they make the class "background", which
                 comes first. An empty list makes one too, with the threshold of the method as its score. Without,
                 every pixel is one of the classes.
-            caption: a description of the image. Without, the model is told the names alone.
+            caption: a description of the image. Without, the model is told what the captioner says and the names, or
+                the names alone. What a captioner says beyond what the model reads is left out.
             size: (height, width) or square side that the model works at; by default about as many pixels as the model
                 was trained for, in the shape of the image. (Where a model does not say what it was trained for, the
                 size of the image.)
@@ -87,18 +109,30 @@ class TrainingFreeSegmentor:
             ValueError: no class, an empty name or the same name twice; a name that the tokenizer has no token for, or
                 that is longer than the model reads. More names than it reads at once are told in several passes.
         """
-        wanted = self.wanted(classes, background, caption)
+        self.wanted(classes, background, caption)  # what is wrong with the names is said before any caption is made
         several = isinstance(image, Sequence) and not isinstance(image, str)
         several = several or (isinstance(image, Tensor) and image.ndim == 4)
         given = list(cast("Sequence[Picture]", image)) if several else [cast("Picture", image)]
         pictures = [read_image(one) if isinstance(one, (str, PathLike)) else one for one in given]
         found: list[Segmentation | None] = [None] * len(pictures)
         for working, indices in self.by_size(pictures, size).items():
-            results = self._segment([pictures[i] for i in indices], wanted, working, seed)
-            for index, result in zip(indices, results, strict=True):
-                found[index] = result
+            alike: dict[str | None, list[int]] = {}
+            for index in indices:
+                alike.setdefault(self.caption_of(pictures[index]) if caption is None else caption, []).append(index)
+            for said, those in alike.items():
+                wanted = self.wanted(classes, background, said)
+                results = self._segment([pictures[i] for i in those], wanted, working, seed)
+                for index, result in zip(those, results, strict=True):
+                    found[index] = result
         done = cast("list[Segmentation]", found)
         return done if several else done[0]
+
+    def caption_of(self, image: Picture) -> str | None:
+        """What the captioner says of an image, as far as the model reads it; ``None`` without a captioner."""
+        if self.captioner is None:
+            return None
+        (said,) = captions(self.captioner, as_tensor(image))
+        return shortened(self.parts, said)
 
     def wanted(
         self,
@@ -190,7 +224,8 @@ class TrainingFreeSegmentor:
         found = []
         for index, picture in enumerate(pictures):
             with self._timed("label", seconds, 1):
-                labels, scores = labelled(maps[index], _full_size(picture), wanted.with_background, self.method)
+                seen = None if self.method.edges == "none" else as_tensor(picture, size=size)[0]
+                labels, scores = labelled(maps[index], _full_size(picture), wanted.with_background, self.method, seen)
             heads, layers = runs[0].head_maps(index), runs[0].layer_shares(index)
             found.append(Segmentation(labels, scores, names, prompts, heads, layers, dict(seconds)))
         return found

@@ -33,6 +33,7 @@ def steps(
         averaged), ``aggregated`` (weighted), ``rescaled`` and ``refined``. Raw and aggregated maps are blurred and
         stretched as the rescaled ones are.
     """
+    caption = segmentor.caption_of(image) if caption is None else caption
     wanted, method = segmentor.wanted(classes, caption=caption), segmentor.method
     (working,) = segmentor.by_size([image], size)
     raw = replace(method, heads="average", layers="equal", refine=False)

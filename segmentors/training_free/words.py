@@ -58,23 +58,24 @@ def content_words(text: str, span: Span) -> list[Span]:
     return words or [span]
 
 
-def token_positions(tokenizer: Any, text: str, spans: Sequence[Span]) -> list[int]:
-    """Positions, in the tokenized text with its special tokens, of the tokens that lie in any of the spans.
+def token_positions(tokenizer: Any, text: str, spans: Sequence[Span], *, special: bool = True) -> list[int]:
+    """Positions, in the tokenized text, of the tokens that lie in any of the spans.
 
     Args:
         tokenizer: a fast tokenizer of transformers (CLIP, T5, BERT, ...), which knows the characters of each token.
+        special: whether it adds its special tokens, as it does by default.
 
     Returns:
         Positions in order. Tokens without characters of their own (special ones, SentencePiece's bare "▁") and unknown
         ones are left out.
     """
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special, verbose=False)
     pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    special = set(tokenizer.all_special_tokens)
+    without_meaning = {*tokenizer.all_special_tokens, "▁"}
     return [
         position
         for position, (piece, (start, stop)) in enumerate(zip(pieces, encoded["offset_mapping"], strict=True))
-        if piece not in special and piece != "▁" and _inside(text, start, stop, spans)
+        if piece not in without_meaning and _inside(text, start, stop, spans)
     ]
 
 

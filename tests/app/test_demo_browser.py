@@ -1,9 +1,13 @@
-"""The page in a real browser. Screenshots go to the folder that DEMO_SCREENSHOTS names, if it is set."""
+"""The page in a real browser.
+
+Screenshots go to the folder that DEMO_SCREENSHOTS names, if it is set; those of the documentation are made by
+
+    DEMO_SCREENSHOTS=docs/images python -m pytest -m slow tests/app/test_demo_browser.py
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,53 +16,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_features import FeatureExtractor
 from diffusion_features.embedded import Scene, render
-from segmentors import TrainingFreeSegmentor
+from tests.app.browsing import browsing, choose, expected, found, legend, put, said, visit
 from tests.app.serving import Server
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
 
 pytestmark = pytest.mark.slow  # minutes, and it needs a browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-PATIENCE = 120_000
-"""Milliseconds a step may take on a busy machine."""
+TABS = ("Segment", "Scenes", "Look inside", "Content shift")
+SCHEMES = ("light", "dark")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)} is installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
-    """A fresh visit; at its end nothing has gone wrong in the browser, and nothing came from elsewhere."""
-    context = browser.new_context(viewport={"width": 1280, "height": 960}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: wrong.append(request.url) if foreign(request.url, server) else None)
-    page.goto(server.address)
-    page.locator("#run").wait_for()
-    yield page
-    assert wrong == []
-    context.close()
-
-
-def foreign(url: str, server: Server) -> bool:
-    return not url.startswith((server.address, "data:", "blob:"))
+    with visit(browser, server) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -79,57 +56,36 @@ def shoot(page: Any, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=False)
 
 
-def choose(page: Any, place: str, *words: str) -> None:
-    """Write words into a field of chips."""
-    field = page.locator(f"{place} input")
-    for word in words:
-        field.fill(word)
-        field.press("Enter")
-    field.press("Escape")
-
-
-def legend(page: Any) -> set[str]:
-    return {text.strip() for text in page.locator("#result .legend-item").all_inner_texts()}
-
-
-def said(page: Any, words: str) -> None:
-    page.get_by_text(words).first.wait_for()
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def test_a_visitor_segments_a_picture(page: Any, file: Path, scene: Scene, tmp_path: Path) -> None:
     names = [*scene.classes]
-    page.locator("#picture input[type=file]").set_input_files(str(file))
-    page.locator("#picture img").wait_for()
+    put(page, "#picture", file)
     choose(page, "#classes", *names)
     caption = ", ".join(names)
     page.get_by_label("Caption").first.fill(caption)
     page.locator("#run").click()
     said(page, "by a run of the model")
-    page.locator("#result img").first.wait_for()
-    expected: Any = segmented(scene, names, caption)
-    assert legend(page) == {expected.classes[i] for i in expected.labels.unique().tolist()}
+    assert legend(page) == found(expected(scene, names, caption))
     page.evaluate("scrollTo(0, 0)")
     shoot(page, "app_segment")
 
     page.locator("#classes").get_by_role("button", name="Remove").first.click()  # the caption still names it: no run
     said(page, "from what the model gave before")
-    fewer: Any = segmented(scene, names[1:], caption)
-    assert legend(page) == {fewer.classes[i] for i in fewer.labels.unique().tolist()}
+    fewer = expected(scene, names[1:], caption)
+    assert legend(page) == found(fewer)
 
-    page.get_by_role("tab", name="Files").click()
+    tab(page, "Files")
     with page.expect_download() as download:
         page.locator("#files a[download='labels.png']").first.click()
     download.value.save_as(tmp_path / "labels.png")
     with Image.open(tmp_path / "labels.png") as labels:
         assert labels.mode == "P" and np.array_equal(np.array(labels), fewer.labels.numpy())
-    page.get_by_role("tab", name="Scores").click()
+    tab(page, "Scores")
     page.locator("#scores img").first.wait_for()
     assert page.locator("#scores .caption-label, #scores figcaption").count() >= len(names) - 1
-
-
-def segmented(scene: Scene, names: list[str], caption: str) -> Any:
-    segmentor = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"))
-    return segmentor(scene.image, names, caption=caption)
 
 
 def test_a_mistake_is_told_in_a_sentence(page: Any) -> None:
@@ -140,7 +96,7 @@ def test_a_mistake_is_told_in_a_sentence(page: Any) -> None:
 
 
 def test_a_scene_and_its_overlap(page: Any) -> None:
-    page.get_by_role("tab", name="Scenes").click()
+    tab(page, "Scenes")
     page.locator("#draw").click()
     said(page, "Mean IoU")
     page.locator("#overlap").get_by_text("IoU").first.wait_for()
@@ -148,68 +104,201 @@ def test_a_scene_and_its_overlap(page: Any) -> None:
 
 
 def test_a_visitor_looks_inside(page: Any, file: Path) -> None:
-    page.get_by_role("tab", name="Look inside").click()
-    page.locator("#looked input[type=file]").set_input_files(str(file))
-    page.locator("#looked img").wait_for()
+    tab(page, "Look inside")
+    put(page, "#looked", file)
     page.locator("#components").click()
     page.locator("#features img").nth(3).wait_for()
     shoot(page, "app_look")
-    page.get_by_role("tab", name="Similarity of a point").click()
-    page.locator("#second input[type=file]").set_input_files(str(file))
-    page.locator("#second img").wait_for()
+    choose_part(page)
+    tab(page, "Similarity of a point")
+    put(page, "#second", file)
+    hovered(page)
     shown = page.locator("#looked img")
     shown.scroll_into_view_if_needed()
     box = shown.bounding_box()  # a small picture stands in the middle of it, not enlarged
     shown.click(position={"x": box["width"] / 2 - 64 + 32, "y": box["height"] / 2 - 64 + 96})
-    said(page, "is most like column")
-    words = page.locator("#matched").inner_text().replace(",", "").replace(":", "").split()
-    numbers = [int(word) for word in words if word.isdecimal()]
-    assert numbers[:2] == numbers[2:4], "the same picture: a point is found where it is"
-    assert abs(numbers[0] - 32) <= 2 and abs(numbers[1] - 96) <= 2
-    page.get_by_role("tab", name="Attention of a word").click()
+    page.locator("#matched").get_by_text("is most like column").wait_for()
+    place = numbers(page.locator("#matched").inner_text())
+    assert place[:2] == place[2:4], "the same picture: a point is found where it is"
+    assert abs(place[0] - 32) <= 2 and abs(place[1] - 96) <= 2
+    tab(page, "Attention of a word")
     page.locator("#word input, #word textarea").first.fill("sand")
     page.locator("#attention").click()
     said(page, "It read:")
 
 
-def test_cancel_leaves_a_page_that_works(page: Any, file: Path) -> None:
-    page.locator("#picture input[type=file]").set_input_files(str(file))
-    page.locator("#picture img").wait_for()
-    choose(page, "#classes", *(f"thing {number}" for number in range(12)))
-    page.locator("#run").click()
-    page.get_by_role("button", name="Cancel").click()
-    done = page.get_by_text("by a run of the model").or_(page.get_by_text("from what the model gave before"))
-    for _ in range(20):  # a press is ignored until the cancelled run has ended
+def choose_part(page: Any) -> None:
+    """One activation, found by its part of the model and then by a part of its name."""
+    page.locator("#place input").click()
+    page.get_by_role("option", name="up-level1-repeat1", exact=True).click()
+    field = page.locator("#activations input")
+    field.click()
+    page.get_by_role("option", name="up-level1-repeat1-res-out", exact=True).wait_for()
+    assert page.get_by_role("option", name="mid-vit-out").count() == 0
+    field.fill("res-out")
+    page.get_by_role("option", name="up-level1-repeat1-res-out", exact=True).click()
+    field.press("Escape")
+    page.locator("#components").click()
+    page.locator("#features").get_by_text("up-level1-repeat1-res-out").first.wait_for()
+
+
+def hovered(page: Any) -> None:
+    """Similarities follow the pointer and the arrow keys; in the same picture a place is found where it is."""
+    page.locator("#prepare").click()
+    said(page, "most like column")
+    canvas, words = page.locator("#hover canvas").first, page.locator("#hover output")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": box["width"] * 0.3, "y": box["height"] * 0.7})
+    before = numbers(words.inner_text())
+    assert abs(before[0] - 0.3 * 128) <= 8 and abs(before[1] - 0.7 * 128) <= 8 and before[:2] == before[2:4]
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    after = numbers(words.inner_text())
+    assert after[0] < before[0] and after[1] == before[1]
+    shoot(page, "app_hover")
+
+
+def numbers(words: str) -> list[int]:
+    return [int(word) for word in words.replace(",", "").replace(":", "").split() if word.isdecimal()]
+
+
+def test_content_shift_is_tested(page: Any, file: Path) -> None:
+    tab(page, "Content shift")
+    put(page, "#tested", file)
+    page.get_by_label("Draws of noise").fill("2")
+    page.locator("#gate").click()
+    page.locator(".progress-level-inner").get_by_text("Finer prompt").first.wait_for()  # the steps have names
+    page.locator("#repainted img").nth(4).wait_for()
+    said(page, "guidance and denoise · SSIM")
+    rows = page.locator("#gains tbody tr").all_inner_texts()
+    verdicts = [row for row in rows if any(word in row for word in ("use", "no effect", "harmful"))]
+    assert len(verdicts) >= 3
+    page.evaluate("scrollTo(0, 0)")
+    shoot(page, "app_shift")
+
+
+def test_one_press_after_cancel_runs_again(page: Any, file: Path) -> None:
+    tab(page, "Content shift")
+    put(page, "#tested", file)
+    page.get_by_label("Draws of noise").fill("8")
+    page.locator("#gate").click()
+    step = page.locator(".progress-level-inner").first
+    step.wait_for()
+    page.locator("#cancel-gate").click()
+    step.wait_for(state="hidden")
+    assert page.locator("#repainted img").count() == 0, "it ran to its end"
+    page.locator("#gate").click()
+    step.wait_for()
+    page.locator("#cancel-gate").click()
+    step.wait_for(state="hidden")
+    tab(page, "Scenes")
+    page.locator("#draw").click()
+    said(page, "Mean IoU")
+
+
+def test_on_a_phone_nothing_sticks_out(browser: Any, server: Server, file: Path) -> None:
+    with visit(browser, server, viewport={"width": 390, "height": 844}, has_touch=True) as page:
+        put(page, "#picture", file)
+        shoot(page, "app_phone")
+        width = page.locator("#run").bounding_box()["width"]
+        assert 150 < width <= 390
+        for name in TABS:
+            open_on_a_phone(page, name)
+            page.wait_for_timeout(300)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+
+def open_on_a_phone(page: Any, name: str) -> None:
+    """Tabs that have no room stand in a menu."""
+    shown = page.get_by_role("tab", name=name, exact=True)
+    if shown.is_visible():
+        shown.click()
+    else:
+        page.locator(".overflow-menu > button").first.click()
+        page.locator(".overflow-dropdown button", has_text=name).first.click()
+
+
+UNREADABLE = """() => {
+  const sheet = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = colour => {
+    sheet.clearRect(0, 0, 1, 1);
+    sheet.fillStyle = colour;
+    sheet.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = sheet.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+  const behind = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.unshift(rgba(getComputedStyle(e).backgroundColor));
+    return layers.reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const light = colour => {
+    const [r, g, b] = colour.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const words = e => e.matches('input:not([type=checkbox]):not([type=range]), textarea') ? e.value
+    : [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.textContent.trim()).join(' ').trim();
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    if (!/[\\p{L}\\p{N}]/u.test(words(e)) || e.closest(':disabled, svg, style, script')) continue;
+    if (!e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    const ground = behind(e);
+    const [high, low] = [light(over(rgba(getComputedStyle(e).color), ground)), light(ground)].sort((a, b) => b - a);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < 4.5) found.push(`${ratio.toFixed(1)}: ${words(e).slice(0, 60)}`);
+  }
+  return found;
+}"""
+"""Texts whose contrast is below 4.5 to 1, as WCAG 2.2 reckons it (1.4.3)."""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_text_can_be_read(browser: Any, server: Server, file: Path, scene: Scene, scheme: str) -> None:
+    with visit(browser, server, color_scheme=scheme) as page:
+        assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+        put(page, "#picture", file)
+        choose(page, "#classes", *scene.classes)
         page.locator("#run").click()
-        try:
-            done.first.wait_for(timeout=6000)
-            return
-        except sync_api.TimeoutError:
-            continue
-    pytest.fail("after Cancel, the page segments no more")
+        legend(page)
+        unreadable = {}
+        for name in TABS:
+            tab(page, name)
+            page.wait_for_timeout(600)  # colours fade
+            unreadable[name] = page.evaluate(UNREADABLE)
+            if (scheme, name) == ("dark", "Segment"):
+                shoot(page, "app_dark")
+        assert not any(unreadable.values()), unreadable
 
 
-def test_on_a_phone_nothing_sticks_out(page: Any, file: Path) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.locator("#picture input[type=file]").set_input_files(str(file))
-    page.locator("#picture img").wait_for()
-    for tab in ("Segment", "Scenes", "Look inside"):
-        page.get_by_role("tab", name=tab).first.click()
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
-    page.get_by_role("tab", name="Segment").first.click()
-    shoot(page, "app_phone")
-    width = page.locator("#run").bounding_box()["width"]
-    assert 150 < width <= 390
+def test_the_keyboard_is_enough(page: Any) -> None:
+    """From the first tab by Tab and arrows to another tab; every stop is seen and has a name."""
+    page.get_by_role("tab", name="Segment", exact=True).focus()
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.tagName + ' ' + document.activeElement.className"))
+    assert len(set(reached)) > 4 and not any(one.startswith("BODY") for one in reached)
+    page.get_by_role("tab", name="Content shift", exact=True).focus()
+    page.keyboard.press("Enter")
+    page.locator("#gate").wait_for()
 
 
 def test_what_is_pressed_and_filled_has_a_name(page: Any) -> None:
     """For screen readers: every visible button and field says what it is."""
-    nameless = page.evaluate(
+    for name in TABS:
+        tab(page, name)
+        page.wait_for_timeout(300)
+        assert nameless(page) == [], name
+
+
+def nameless(page: Any) -> list[str]:
+    found: list[str] = page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, select')]
           .filter(e => e.offsetParent !== null && e.type !== 'file')
           .filter(e => !(e.innerText?.trim() || e.getAttribute('aria-label') || e.title || e.labels?.length
                          || e.getAttribute('aria-labelledby') || e.placeholder || e.querySelector('[alt]')))
           .map(e => e.outerHTML.slice(0, 200))"""
     )
-    assert nameless == []
+    return found

@@ -77,6 +77,9 @@ def test_an_answer_is_the_segmentors(
     assert torch.equal(found.plain, before.labels)
     assert found.classes == expected.classes and found.prompts == expected.prompts
     assert found.layer_weights == expected.layer_weights
+    assert {*found.head_weights} == {*expected.head_weights} and bool(found.head_weights) == (method.heads != "average")
+    for id, maps in expected.head_weights.items():
+        assert found.head_weights[id] == pytest.approx([one.double().mean().item() for one in maps], abs=1e-6)
 
 
 @pytest.mark.parametrize(("t", "k"), [(300, None), (None, 0), (700, 5)])

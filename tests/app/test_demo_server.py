@@ -23,7 +23,9 @@ from PIL import Image
 from diffusion_features import FeatureExtractor
 from diffusion_features.embedded import render
 from segmentors import TrainingFreeSegmentor
-from segmentors.demo import Settings, running
+from segmentors.demo import Settings, running, shifting
+from segmentors.demo.looking import Look
+from segmentors.demo.models import Models
 from segmentors.training_free.pictures import palette
 from tests.app.hostile import BROKEN
 from tests.app.serving import Server
@@ -58,6 +60,19 @@ def test_segment_is_the_segmentors_answer(client: Client, pictures: list[str]) -
     assert image.getpalette()[: len(colours)] == colours  # type: ignore[index]
     assert np.load(scores).dtype == np.float32 and np.array_equal(np.load(scores), expected.scores.numpy())
     assert Image.open(overlay).width == 96
+
+
+def test_gate_is_that_of_the_package(client: Client, server: Server, tiny_model: str, pictures: list[str]) -> None:
+    call: dict[str, Any] = dict(prompt="a cat", techniques=["denoise"], t=200, draws=1, seed=5)
+    drawn, table, words = client.predict(handle_file(pictures[0]), server.tiny, **call, api_name="/gate")
+    with Image.open(pictures[0]) as picture:
+        expected = shifting.test(
+            Models([tiny_model])(server.tiny), picture.convert("RGB"), Look("a cat", 200, 5), ["denoise"], "", 1
+        )
+    assert table["data"] == expected.table and words == expected.said
+    assert [one["caption"] for one in drawn] == [title for _, title in expected.pictures]
+    for one, (image, _) in zip(drawn, expected.pictures, strict=True):
+        assert np.array_equal(np.array(Image.open(one["image"])), np.array(image))
 
 
 def question(number: int, server: Server, pictures: list[str]) -> Callable[[Client], Any]:
@@ -142,6 +157,14 @@ def test_refusals_are_sentences(client: Client, pictures: list[str]) -> None:
         client, file, activations=["../../../../etc/passwd"], api_name="/components"
     )
     assert "Write the word first" in refused(client, file, word=" ", api_name="/attention")
+    for given, message in (
+        (dict(techniques=["lora=/etc/passwd"]), "is not at hand for this model"),
+        (dict(techniques=[]), "Choose at least one technique"),
+        (dict(techniques="denoise"), "The techniques are a list of texts"),
+        (dict(words=" "), "Write the words of the finer prompt"),
+        (dict(draws=99), "number of draws is a whole number from 1 to 8"),
+    ):
+        assert message in refused(client, file, **given, api_name="/gate")
 
 
 TEXTS = [

@@ -130,7 +130,7 @@ def test_public_pages_have_tighter_limits() -> None:
 def test_files_to_download_stay_within_their_budget(tmp_path: Path) -> None:
     labels = torch.zeros(16, 16, dtype=torch.int64)
     scores = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
-    found = Answer(labels, labels, scores, ("cat", "dog"), ("cat, dog",), {}, False)
+    found = Answer(labels, labels, scores, ("cat", "dog"), ("cat, dog",), {}, {}, False)
     picture, colours = Image.new("RGB", (16, 16)), [(255, 0, 0), (0, 255, 0)]
     one = sum(Path(file).stat().st_size for file in Downloads(tmp_path / "one", 2**30)(picture, found, colours))
     write = Downloads(tmp_path / "many", 3 * one)

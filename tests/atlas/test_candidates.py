@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from diffusion_features import list_activations
 from diffusion_features.activations import Activation
-from diffusion_features.atlas import candidates, published_filter
+from diffusion_features.atlas import PUBLISHED_SHARE, candidates, place_filter, published_filter
 from tests.tiny import sd15_unet
 
 
@@ -76,12 +76,26 @@ def test_the_practical_preset_of_sd15_survives():
     assert "up-level2-upsampler-out" in dropped and "up-level3-repeat2-vit-out" in dropped  # half of the legacy preset
 
 
+def test_by_place_alone_only_the_early_half_of_the_up_stage_stays(sdxl):
+    """Whatever the kind: of SDXL its up-levels 0 and 1 without the upsampler into level 2, of SD1.5 levels 0 to 2."""
+    for found, levels in ((sdxl, (0, 1)), (list_activations(sd15_unet()), (0, 1, 2))):
+        chosen = candidates(found)
+        kept = {a.id for a in chosen} - place_filter(chosen).keys()
+        early = {a.id for a in chosen if a.id.startswith(tuple(f"up-level{level}-" for level in levels))}
+        keys = {a.id for a in chosen if a.id.startswith(f"up-level{levels[-1] + 1}-") and a.id.endswith("self-k")}
+        assert kept == early - {f"up-level{levels[-1]}-upsampler-out"} | keys
+        assert {a.id for a in chosen} - published_filter(chosen).keys() < kept
+    assert any(id.endswith("ffn-inner") for id in kept) and any(id.endswith("self-q") for id in kept)
+    assert round(PUBLISHED_SHARE * 279) == 63
+
+
 def test_a_transformer_has_no_up_stage():
     found = [
         Activation(f"vit-block{b}-{part}", "spatial", f"b{b}", "output", 8, 1)
         for b in range(4) for part in ("self-q", "self-k", "self-v", "cross-q", "ffn-inner", "out")
     ]  # fmt: skip
     kept = candidates(found)
+    assert place_filter(kept) == {}
     assert {a.id for a in kept} - published_filter(kept).keys() == {
         f"vit-block{b}-{part}" for b in (0, 1, 3) for part in ("cross-q", "out")
     }

@@ -22,9 +22,11 @@ from diffusion_features.atlas import (
     choose,
     granularity,
     measure,
+    place_filter,
     preset,
     probe,
     properties,
+    published_filter,
 )
 from diffusion_features.atlas import probing as probing_module
 from diffusion_features.atlas.page import TILE, page, place_and_kind
@@ -163,6 +165,59 @@ def test_the_choice_by_hand():
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"the least noise is 0\.000, the least locality 0\.000"):
         choose(ENTRIES, Limits(noise=-1))
+    short = choose(ENTRIES, Limits(noise=0.1, locality=0.4), {"b-kind-out": "noise: an increment"}, most=2)
+    assert [*short.shortlist] == ["b-fine-out", "a-clean-out"] and short.preset == choice.preset
+    assert short.dropped == {**choice.dropped, "a-poor-out": "score: 3 of 3"}
+    with pytest.raises(ValueError, match="at least one activation, not 0"):
+        choose(ENTRIES, most=0)
+
+
+class Mixed:
+    """An extractor of 24 activations on a grid of labels, of which the share of noise and the blur are known. The best
+    is an increment without noise; another increment is all noise, and so is what is late."""
+
+    def __init__(self) -> None:
+        places = [f"up-level{level}-repeat{repeat}" for level in (0, 1) for repeat in range(3)]
+        self.noise = {f"{place}-res-out": 0.15 + 0.01 * n for n, place in enumerate(places)}
+        self.noise |= {f"{place}-res-increment": 0.9 for place in places}
+        self.noise |= {f"up-level2-repeat{n}-res-out": 0.9 for n in range(3)}
+        self.noise |= {f"down-level0-repeat{n}-res-out": 0.0 for n in range(8)}
+        self.noise["up-level1-repeat2-vit-block0-ffn-inner"] = 0.0
+        self.best = [*self.noise][-1]
+        self.available = [Activation(id, "spatial", "m", "output", 3, 2) for id in self.noise]
+
+    def stream(self, images, reduce, prompt, *, t, seed, activations, size):
+        several = isinstance(images, list)
+        seeds = seed if several else [seed]
+        labels = torch.from_numpy(np.array(images[0] if several else images)).float()
+        shown = torch.stack([(labels == number).float() for number in range(3)])[None]
+        for place, id in enumerate(activations):
+            draws = [
+                torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(10**4 * place + s)) for s in seeds
+            ]
+            share = self.noise[id]
+            blurred = shown if id == self.best else F.avg_pool2d(shown, 7, 1, 3, count_include_pad=False)
+            reduce(id, (1 - share) * blurred + share * torch.cat(draws))
+
+
+def patches(seed: int) -> Labelled:
+    labels = np.random.default_rng(seed).integers(0, 3, (5, 5), np.uint8).repeat(7, 0).repeat(7, 1)[:32, :32]
+    return Labelled(Image.fromarray(labels), labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_of_full_probing_stays_though_its_kind_is_noisy_by_name(seed):
+    fx = Mixed()
+    scenes = [patches(100 * seed + n) for n in range(9)]
+    truth = probe(fx, scenes[:4], scenes[4:6], [a.id for a in fx.available], seed=seed)
+    early = {id: value for id, value in truth.items() if not id.startswith("down-")}
+    assert max(early, key=early.__getitem__) == fx.best
+    entries = measure(fx, [s.image for s in scenes[6:]], fx.available, [""] * 3, seed=1000 * seed)
+    choice = choose(entries, Limits(noise=0.5, locality=1), place_filter(fx.available), most=5)
+    assert next(iter(choice.shortlist)) == fx.best and len(choice.shortlist) == 5
+    assert all(">" in choice.dropped[id] for id in truth if id.endswith("res-increment"))  # by what was measured
+    by_kind = choose(entries, Limits(noise=0.5, locality=1), published_filter(fx.available))
+    assert fx.best not in by_kind.shortlist
 
 
 def test_the_page_has_a_place_for_each():

@@ -73,7 +73,7 @@ def test_loads_in_either_precision(pipe):
 
 def test_tokenizer_knows_every_word_and_offsets(pipe):
     tokenizer = pipe.tokenizer
-    assert tokenizer.model_max_length == 77
+    assert tokenizer.model_max_length == 32
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == pipe.text_encoder.config.eos_token_id
     assert tokenizer.bos_token_id == pipe.text_encoder.config.bos_token_id
     words = {w for i in range(60) for w in render(i, 32, supersample=1).caption.replace(",", " ").split()}

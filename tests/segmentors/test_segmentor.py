@@ -249,15 +249,15 @@ def test_presets_name_layers_of_the_released_models(family: str, layers: int) ->
     assert next(a for a in available if a.id == preset.reference).kind == "spatial"
 
 
-OTHERS = ("auraflow", "lumina2", "qwen", "zimage")
+OTHERS = ("auraflow", "lumina2", "qwen", "zimage", "flux2_klein", "sana")
 
 
 def middle_preset(fx: FeatureExtractor) -> Preset:
     """For families that have no preset."""
     ids = [a.id for a in fx.available]
     own = [id for id in ids if id.endswith("self-map")]
-    reference = [id for id in ids if id.endswith("attn-out")][1]
-    return Preset(("*-cross-map",), reference, (own[0], own[-1]), 2, 400)
+    reference = [id for id in ids if id.endswith(("attn-out", "cross-q"))][1]
+    return Preset(("*-cross-map",), reference, (own[0], own[-1]) if own else (), 2, 400)
 
 
 @pytest.mark.parametrize("name", [*DITS, *OTHERS])
@@ -268,32 +268,75 @@ def test_transformers(name: str) -> None:
     if name in OTHERS:
         with pytest.raises(ValueError, match="there is no preset to segment with"):
             TrainingFreeSegmentor(fx)
-    segmentor = TrainingFreeSegmentor(fx, DITS.get(name) or middle_preset(fx))
+    preset, method = DITS.get(name) or middle_preset(fx), Method()
+    if name == "sana":  # its self-attention is linear
+        with pytest.raises(ValueError, match=r"no self-attention maps to weigh layers by: use Method\(layers='equal'"):
+            TrainingFreeSegmentor(fx, preset)
+        method = Method(layers="equal")
+    segmentor = TrainingFreeSegmentor(fx, preset, method)
     classes = ["cat"] if name == "hunyuan" else ["cat", "red dog"]  # its BERT knows one word
     found = segmentor(photo(64, 96), classes, [] if name == "hunyuan" else ["grass"], size=(64, 96))
     assert isinstance(found, Segmentation)
     assert found.scores.shape == (len(classes) + 1, 64, 96) and torch.isfinite(found.scores).all()
+    grid = (2, 3) if name == "sana" else (4, 6)
     for weights in found.head_weights.values():
-        assert weights.shape[1:] == (4, 6) and torch.allclose(weights.sum(0), torch.ones(4, 6), atol=1e-4)
+        assert weights.shape[1:] == grid and torch.allclose(weights.sum(0), torch.ones(grid), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sd15", "lumina2", "qwen", "zimage"])
-def test_columns_are_where_the_model_reads_the_word(name: str) -> None:
-    """These text encoders look back only: states differ from the word on in which two prompts do, and not before."""
+LOOKING_BACK = [(name, "right") for name in ("sd15", "lumina2", "qwen", "zimage", "sana", "flux2_klein", "flux2_dev")]
+
+
+# the other pipelines set the side of the padding themselves, or drop the padding
+@pytest.mark.parametrize(("name", "padding"), [*LOOKING_BACK, ("flux2_klein", "left"), ("flux2_dev", "left")])
+def test_columns_are_where_the_model_reads_the_word(name: str, padding: str) -> None:
+    """These text encoders look back only: states differ from the word on in which two prompts do, and not before.
+
+    What the pipelines write around a prompt, what they drop of it, and on which side they pad is all in the states.
+    """
     pipe = sd15_pipe() if name == "sd15" else tiny_dits.build(name)
+    tokenizer = getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer)
+    tokenizer.padding_side = padding
     fx = FeatureExtractor.from_pipe(pipe, "*")
     with torch.no_grad():
         one, other = fx.family.encode_prompts(pipe, ["a red cat on grass", "a red dog on grass"])
     differs = (one.text - other.text).abs().amax(-1) > 0
     (column, *_) = differs.nonzero()[:, 0].tolist()
-    found = passes(text_parts(fx), {"cat": ["cat"]}, caption="a red cat on grass")[0].entities["cat"]
+    found = passes(text_parts(fx), {"cat": ["cat"]}, caption=" a red cat on grass")[0].entities["cat"]
     assert found == [column]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoders"),
+    [("pixart_sigma", ["text_encoder"]), ("flux_dev", ["text_encoder_2"]), ("auraflow", ["text_encoder"]),
+     ("sd3", ["text_encoder", "text_encoder_3"]), ("hunyuan", ["text_encoder", "text_encoder_2"])],
+)  # fmt: skip
+def test_columns_hold_the_tokens_that_the_encoders_were_given(name: str, encoders: list[str]) -> None:
+    """Their encoders look both ways; what they are given, one after the other, is what the denoiser attends to."""
+    pipe = tiny_dits.build(name)
+    fx = FeatureExtractor.from_pipe(pipe, "*")
+    given: dict[str, Tensor] = {}
+
+    def keep(encoder: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.setdefault(encoder, args[0] if args else kwargs["input_ids"])
+
+    for encoder in encoders:
+        getattr(pipe, encoder).register_forward_pre_hook(
+            lambda module, args, kwargs, encoder=encoder: keep(encoder, args, kwargs), with_kwargs=True
+        )
+    with torch.no_grad():
+        fx.family.encode_prompts(pipe, ["a red Cat on grass"])
+    pieces: list[str] = []
+    for encoder in encoders:
+        tokenizer = getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
+        pieces += tokenizer.convert_ids_to_tokens(given[encoder][0])
+    found = passes(text_parts(fx), {"Cat": ["Cat"]}, caption="a red Cat on grass")[0].entities["Cat"]
+    text = "".join(pieces[column].removesuffix("</w>").strip("▁") for column in found)
+    assert text.lower() == "cat" * len(encoders)
 
 
 def test_projection_of_a_single_stream_block() -> None:
     """Heads and feed-forward share one layer in Flux: what the heads contribute is its first columns."""
     from segmentors.training_free.aggregation import output_projection
-    from segmentors.training_free.heads import head_weights
     from tests.test_attention_call import flux
 
     transformer, call = flux()
@@ -307,9 +350,29 @@ def test_projection_of_a_single_stream_block() -> None:
 
     with torch.no_grad(), capture(transformer, fx_ids, reduce=keep):
         transformer(**call)
-    out = seen[0].double()
-    weight = block.proj_out.weight.detach().double()[:, : out.shape[1] * out.shape[3]].unflatten(1, (out.shape[1], -1))
-    each = torch.einsum("bhnd,chd->bhnc", out, weight)
+    check_first_columns(seen[0], output_projection(transformer, activation), block.proj_out.weight)
+
+
+def check_first_columns(output: Tensor, projection: Any, weight: Tensor) -> None:
+    """Head weights by a projection are those by the first columns of its weight."""
+    from segmentors.training_free.heads import head_weights
+
+    out = output.double()
+    columns = weight.detach().double()[:, : out.shape[1] * out.shape[3]].unflatten(1, (out.shape[1], -1))
+    each = torch.einsum("bhnd,chd->bhnc", out, columns)
     expected = (each * each.sum(1, keepdim=True)).sum(-1)
-    found = head_weights(seen[0], output_projection(transformer, activation))
+    found = head_weights(output, projection)
     assert torch.allclose(found.double(), expected / expected.sum(1, keepdim=True), atol=1e-4)
+
+
+def test_projection_of_a_single_stream_block_of_flux2() -> None:
+    """There the shared layer is the attention's own."""
+    from segmentors.training_free.aggregation import output_projection
+
+    fx = FeatureExtractor.from_pipe(tiny_dits.build("flux2_klein"), "*")
+    (activation,) = [a for a in fx.available if a.id == "vit-block3-cross-map"]
+    seen: list[Tensor] = []
+    fx.stream(photo(), lambda id, found: seen.append(found.output), "a cat", t=400, activations=[activation.id])
+    layer = fx.pipe.transformer.single_transformer_blocks[1].attn.to_out
+    assert layer.in_features > seen[0].shape[1] * seen[0].shape[3]
+    check_first_columns(seen[0], output_projection(fx.denoiser, activation), layer.weight)

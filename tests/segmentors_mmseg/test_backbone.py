@@ -44,9 +44,26 @@ def test_levels_may_be_given_and_picked(sd15):
     assert [tensor.shape[-1] for tensor in made(images(width=128))] == [16, 2]
 
 
+def test_attention_is_a_level(sd15):
+    options = dict(activations=["up-level1-repeat1-vit-out", "attn"], attention=["down_cross", "up_cross"])
+    made = backbone(sd15, prompt="a cat", **options)
+    assert [level.activations for level in made.feature_info] == [("attn",), ("up-level1-repeat1-vit-out",)]
+    fx = FeatureExtractor.from_pretrained(sd15, options["activations"], attention=options["attention"])
+    attention = made(images())[0]
+    assert torch.equal(attention, fx(images(), "a cat")["attn"]) and attention.shape[1] == made.channels[0]
+    with pytest.raises(
+        ValueError, match=rf"attn has \d+ channels, not {attention.shape[1]}: the prompt has more tokens"
+    ):
+        backbone(sd15, prompt="a cat " * 60, **options)(images())
+    learns = backbone(sd15, prompt="a cat", learn_prompt=True, **options)
+    learns(images())[0].square().sum().backward()
+    assert learns.learnt_prompt.embedding.grad.any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(activations=["attn"], attention="up_self"), "how many channels attn has depends on the image"),
         (dict(levels=[["up-level3-repeat2-vit-out", "mid-vit-out"]]), "level 0 mixes strides.*has 64.*has 8;"),
         (dict(levels=[["mid-vit-out"], ["up-level3-repeat2-vit-out"]]), r"strides \[8, 64\], not \[64, 8\]"),
         (dict(activations=["mid-vit-block0-self-map"]), r"mid-vit-block0-self-map \(map\)"),

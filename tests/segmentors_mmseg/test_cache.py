@@ -5,6 +5,7 @@ import torch
 from mmseg.registry import MODELS
 
 from segmentors.mmseg.cache import FeatureCache
+from segmentors.mmseg.compression import Compression
 
 
 def backbone(model, **options):
@@ -80,9 +81,49 @@ def test_a_damaged_file_is_made_again(sd15, tmp_path):
 
 
 def test_half_precision_states_what_it_cannot_hold(tmp_path):
-    cache = FeatureCache(tmp_path, {}, "float16")
+    cache = FeatureCache(tmp_path, {}, Compression("float16"))
     with pytest.raises(FloatingPointError, match="wide has values beyond float16"):
-        cache.get(torch.zeros(3, 2, 2), "", lambda: {"wide": torch.tensor([1e6])})
+        cache.get(torch.zeros(3, 2, 2), "", lambda: {"wide": torch.full((1, 1, 1, 1), 1e6)})
     assert not files(tmp_path)
-    with pytest.raises(ValueError, match="float32 or float16, not 'int8'"):
-        FeatureCache(tmp_path, {}, "int8")
+
+
+# ---- what is lost ---------------------------------------------------------------------------------------------------
+
+
+def feature(seed=0, channels=24, height=8, width=12):
+    """Channels of very different scale."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(-3, 2, channels)[None, :, None, None]
+    return torch.randn(1, channels, height, width, generator=generator) * scales
+
+
+def lost(compression, kept):
+    return compression.unpack(compression.pack({"a": kept}))["a"]
+
+
+def test_int8_is_off_by_at_most_half_a_step_of_each_channel():
+    kept = feature()
+    kept[:, 3] = 0
+    step = kept.abs().amax((2, 3), keepdim=True) / 127
+    assert ((lost(Compression("int8"), kept) - kept).abs() <= step / 2 * (1 + 1e-4)).all()
+    assert sum(t.nbytes for t in Compression("int8").pack({"a": kept}).values()) == kept.numel() + 24 * 4
+
+
+def test_components_are_the_nearest_matrix_of_that_rank():
+    kept, k = feature(), 5
+    singular = torch.linalg.svdvals(kept[0].flatten(1).double())
+    error = (lost(Compression(components=k), kept) - kept).double().norm()
+    torch.testing.assert_close(error, singular[k:].square().sum().sqrt(), rtol=1e-4, atol=0)  # Eckart and Young
+    low_rank = torch.einsum("ck,kn->cn", kept[0, :, :5, 0], torch.randn(5, 96)).reshape(1, 24, 8, 12)
+    torch.testing.assert_close(lost(Compression(components=k), low_rank), low_rank, rtol=1e-4, atol=1e-2)
+    assert sum(t.nbytes for t in Compression("int8", k).pack({"a": kept}).values()) == k * (24 + 96) + 2 * k * 4
+    assert torch.equal(lost(Compression(components=24), kept), kept)  # factors would be larger than the feature
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(dict(dtype="int4"), "float32, float16, int8, not 'int4'"), (dict(components=0), "a whole number above 0")],
+)
+def test_other_compressions_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Compression(**options)

@@ -9,7 +9,9 @@ from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
+from diffusion_features import FeatureExtractor
 from tests.segmentors_mmseg.tiny import CONFIGS
+from tests.suppression.models import control, save_lora
 from tests.tiny import save_sd15
 
 NAMES = sorted(path.name for path in CONFIGS.glob("*.py"))
@@ -22,7 +24,13 @@ def stand_ins(tmp_path_factory):
     from tests import tiny_dits, tiny_families
 
     root, made = tmp_path_factory.mktemp("stand_ins"), {}
+
+    def tiny():
+        return FeatureExtractor.from_pretrained(folder("stable-diffusion-v1-5/stable-diffusion-v1-5"))
+
     makers = {
+        "lllyasviel/sd-controlnet-canny": lambda to: control(tiny()).save_pretrained(to),
+        "a LoRA": lambda to: save_lora(tiny(), to),
         "stable-diffusion-v1-5/stable-diffusion-v1-5": save_sd15,
         "stabilityai/stable-diffusion-xl-base-1.0": tiny_families.save_sdxl,
         "playgroundai/playground-v2-1024px-aesthetic": tiny_families.save_playground_v2,
@@ -47,16 +55,22 @@ def small(config, stand_ins):
     backbones = model.backbone.get("backbones", [model.backbone])
     for backbone in backbones:
         if "/" in backbone.model:
-            backbone.update(model=stand_ins(backbone.model), variant=None, size=64)
+            # Their tokenizers spell: the config's own prompt would have more tokens than fit at once.
+            backbone.update(model=stand_ins(backbone.model), variant=None, size=64, prompt=PROMPT)
         if "dtype" in backbone:
             backbone.dtype = "float32"
+        for technique in (one for variant in backbone.get("amalgamate", {}).get("variants", []) for one in variant):
+            if technique.type == "ControlNet":
+                technique.model = stand_ins(technique.model)
+            if technique.type == "LoRA":
+                technique.source = stand_ins("a LoRA")
     if "levels" in model.backbone:  # the stand-ins have few blocks
         model.backbone.levels = [["vit-block0-out"], ["vit-block1-out"], ["vit-block1-out"], ["vit-block1-out"]]
     return model
 
 
 def heavy(name):
-    """Those of Cityscapes differ from those of ADE20K in numbers alone."""
+    """Those of Cityscapes differ from those of ADE20K in base and numbers alone."""
     return pytest.param(name, marks=pytest.mark.slow) if name.startswith("cityscapes") else name
 
 

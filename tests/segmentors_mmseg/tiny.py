@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "mmseg"
@@ -27,3 +28,17 @@ def config(model: str | Path, data: Path, work_dir: Path, **backbone: Any) -> Co
     config.default_hooks.checkpoint.update(interval=6, max_keep_ckpts=-1, save_best=None)
     config.work_dir = str(work_dir)
     return config
+
+
+def written(config: Config, folder: Path) -> str:
+    """The config as a file, as the commands take it."""
+    path = folder / "config.py"
+    folder.mkdir(parents=True, exist_ok=True)
+    config.dump(path)
+    return str(path)
+
+
+def weights(work_dir: str | Path, iteration: int = 12) -> dict[str, torch.Tensor]:
+    """What a run saved."""
+    state = torch.load(Path(work_dir) / f"iter_{iteration}.pth", weights_only=False)["state_dict"]
+    return {name: value for name, value in state.items() if value.is_floating_point()}

@@ -18,16 +18,20 @@ from diffusers import (
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffusion_features import FeatureExtractor
 from tests import tiny_dits
 from tests.tiny import sd15_pipe
+from tests.tiny_families import _sdxl
 
 SIZE = 64
 UNET_IDS = ["down-level0-repeat0-res-out", "mid-vit-block0-out", "up-level1-repeat1-vit-block0-cross-q"]
 PIPES: dict[str, Callable[[], Any]] = {
     "unet": sd15_pipe,
+    "sdxl": _sdxl,
     "sd3": tiny_dits.sd3,
     "flux": tiny_dits.flux_dev,
     "hunyuan": tiny_dits.hunyuan,
@@ -56,6 +60,8 @@ def extractor(name: str) -> FeatureExtractor:
             part.eval()  # else T5 drops out at random
     if name == "unet":
         return FeatureExtractor.from_pipe(pipe, UNET_IDS)
+    if name == "sdxl":
+        return FeatureExtractor.from_pipe(pipe, ["down-*-res-out", "mid-vit-out", "up-*-res-out"])
     return FeatureExtractor.from_pipe(pipe, ["vit-block*-out"])
 
 
@@ -111,3 +117,29 @@ def _random(model: Any, targets: list[str], seed: int) -> dict[str, torch.Tensor
     state = get_peft_model_state_dict(other)
     generator = torch.Generator().manual_seed(seed)
     return {key: torch.randn(value.shape, generator=generator) * 0.3 for key, value in state.items()}
+
+
+def save_ip_adapter(fx: FeatureExtractor, folder: Path, seed: int = 0) -> Path:
+    """A random IP-Adapter of the extractor's UNet, and its image encoder beside it, as their repositories have them."""
+    unet: Any = fx.denoiser
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=20,
+    )  # fmt: skip
+    seeded(lambda: CLIPVisionModelWithProjection(config)).save_pretrained(folder / "image_encoder")
+    generator, width = torch.Generator().manual_seed(seed), unet.config.cross_attention_dim
+    state = {
+        "image_proj.proj.weight": torch.randn(4 * width, 20, generator=generator) * 0.3,
+        "image_proj.proj.bias": torch.zeros(4 * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    crosses = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(crosses):
+        channels = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
+        for what in ("to_k_ip", "to_v_ip"):
+            state[f"ip_adapter.{2 * number + 1}.{what}.weight"] = (
+                torch.randn(channels, width, generator=generator) * 0.3
+            )
+    save_file(state, folder / "adapter.safetensors")
+    return folder / "adapter.safetensors"

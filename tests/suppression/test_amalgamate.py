@@ -13,6 +13,8 @@ from torch import Tensor
 from diffusion_features import FeatureExtractor
 from diffusion_features.suppression import ControlNet, FineGrainedPrompt, LoRA, variants
 from diffusion_features.suppression.amalgamate import WeightAssigner, assigner_loss, averaged, concatenated
+from diffusion_features.suppression.conditions import canny
+from diffusion_features.suppression.once import once, remembering
 from diffusion_features.suppression.shift import edge_agreement, edges, label_edges, shift_sheet
 from tests.suppression.models import UNET_IDS, control, extractor, photo, save_lora
 from tests.tiny import save_sd15
@@ -47,6 +49,41 @@ def test_variants_equal_calls_of_their_own_and_share_what_is_equal(tmp_path: Pat
         for id, feature in features.items():
             torch.testing.assert_close(found[name][id], feature)
     assert fx._prompts == fx._recent == {}
+
+
+def test_variants_describe_and_condition_each_image_once() -> None:
+    fx = extractor("sd3")
+    net, made = control(fx), {"captions": 0, "conditions": 0, "vae": 0}
+
+    def captioner(images: list[Image.Image]) -> list[str]:
+        made["captions"] += 1
+        return ["the red"]
+
+    def edges(images: Tensor) -> Tensor:
+        made["conditions"] += 1
+        return canny(images)
+
+    words, strong = FineGrainedPrompt("{caption}", captioner), ControlNet(net, edges)
+    sets = {"words": words, "strong": strong, "both": [ControlNet(net, edges, 0.5), words]}
+    expected = {name: fx(photo(), suppress=s) for name, s in sets.items()}
+    fx.pipe.vae.encoder.register_forward_hook(lambda *_: made.__setitem__("vae", made["vae"] + 1))
+    made |= dict.fromkeys(made, 0)
+    found = variants(fx, photo(), sets)
+    assert made == {"captions": 1, "conditions": 1, "vae": 2}  # of the image, and of the condition
+    for name, features in expected.items():
+        for id, feature in features.items():
+            torch.testing.assert_close(found[name][id], feature)
+
+
+def test_what_is_made_once_is_made_of_the_same_images_alone() -> None:
+    a, b = random(1, 3, 4, 4), random(1, 3, 4, 4, seed=1)
+    assert once(a, "key", lambda: 1) == 1 and once(a, "key", lambda: 2) == 2
+    with remembering():
+        assert once(a, "key", lambda: 1) == 1 and once(a.clone(), "key", lambda: 2) == 1
+        assert once(b, "key", lambda: 3) == 3 and once(a, "other", lambda: 4) == 4
+        with remembering():
+            assert once(a, "key", lambda: 5) == 1
+    assert once(a, "key", lambda: 6) == 6
 
 
 def test_variants_encode_again_under_a_lora_of_the_text_encoder(tmp_path: Path) -> None:

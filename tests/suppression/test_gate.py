@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from contextlib import AbstractContextManager, contextmanager
@@ -17,20 +18,22 @@ from torch import Tensor
 
 from diffusion_features import FeatureExtractor
 from diffusion_features.cli import main
-from diffusion_features.noising import add_noise, signal_and_noise
+from diffusion_features.noising import add_noise, is_flow, signal_and_noise
 from diffusion_features.suppression import Technique
 from diffusion_features.suppression.gate import (
     BASE,
     Gain,
+    Spread,
     Trial,
     bootstrap,
     closeness,
+    distances,
     laplacian,
     laplacian_score,
     ranked,
     trials,
 )
-from diffusion_features.suppression.repaint import decode, repaint
+from diffusion_features.suppression.repaint import repaint
 from tests.suppression.models import UNET_IDS, control, extractor, photo, save_lora
 from tests.tiny import save_sd15
 
@@ -68,16 +71,19 @@ class Stub(Technique):
     """Makes the denoiser predict what leads to given clean latents, whatever it is called with."""
 
     def __init__(self, latents: Tensor) -> None:
-        self.latents = latents
+        self.latents = latents  # as the denoiser is given them
 
     def applied(self, fx: Any, call: Any) -> AbstractContextManager[None]:
         @contextmanager
         def inside() -> Any:
-            def hook(module: Any, args: Any, output: Any) -> Any:
-                signal, sigma = signal_and_noise(fx.pipe.scheduler, int(args[1][0]))
-                return ((args[0] - signal * self.latents) / sigma,)
+            def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+                call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+                x = call["sample"] if "sample" in call else call["hidden_states"]
+                signal, sigma = signal_and_noise(fx.pipe.scheduler, int(call["timestep"].flatten()[0]))
+                eps = (x - signal * self.latents) / sigma
+                return (eps - self.latents if is_flow(fx.pipe.scheduler) else eps,)
 
-            handle = fx.denoiser.register_forward_hook(hook)
+            handle = fx.denoiser.register_forward_hook(hook, with_kwargs=True)
             try:
                 yield
             finally:
@@ -112,21 +118,26 @@ def test_decoding_undoes_the_scaling_of_encoding(name: str) -> None:
     video = pixels[:, :, None] if name == "qwen" else pixels
     with torch.no_grad():
         expected = fx.pipe.vae.decode(fx.pipe.vae.encode(video).latent_dist.mean).sample
-        found = decode(fx.pipe, fx.family.encode_images(fx.pipe, pixels, None))
+        found = fx.family.decode_latents(fx.pipe, fx.family.encode_images(fx.pipe, pixels, None))
     torch.testing.assert_close(found, expected[:, :, 0] if name == "qwen" else expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_technique_that_returns_the_image_ranks_above_one_that_returns_noise() -> None:
-    fx = extractor("unet")
-    image = photo(1)
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9)) * 3
-    techniques = {"noise": [Stub(noise)], "image": [Stub(encoded(fx, image))]}
+@pytest.mark.parametrize("name", ["unet", "sd3"])
+def test_a_technique_that_returns_the_image_ranks_above_one_that_returns_noise(name: str) -> None:
+    fx = extractor(name)
+    latents, noise = torch.randn(2, *encoded(fx, photo()).shape, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        image = fx.family.decode_latents(fx.pipe, latents)[0].clamp(
+            -1, 1
+        )  # one that even an untrained decoder can give
+    techniques = {"noise": [Stub(noise)], "image": [Stub(latents)]}
     found = trials(fx, image, techniques, seeds=(0, 1, 2), steps=2)
     rows = ranked(found)
     assert [row.technique for row in rows] == ["image", "noise"]
-    assert rows[0].rmse.mean > rows[1].rmse.mean
+    assert rows[0].verdict == "use" and rows[0].rmse.mean > rows[1].rmse.mean
+    assert min(x.ssim for x in found if x.technique == "image") > 0.98
     assert {x.technique for x in found} == {BASE, "noise", "image"}
-    assert all(set(x.laplacian) == set(UNET_IDS) for x in found)
+    assert all(set(x.laplacian) == {a.id for a in fx.activations} for x in found)
 
 
 def trial(technique: str, image: int, seed: int, ssim: float, score: float = 0.0) -> Trial:
@@ -161,6 +172,27 @@ def test_the_bootstrap_resamples_images_and_not_their_seeds() -> None:
     assert bootstrap({(0, 0): 0.3}) == Gain(0.3, None, None) and bootstrap({(0, 0): 0.3}).sign == 0
 
 
+def test_the_spread_is_over_the_seeds_of_an_image_alone() -> None:
+    found = [
+        trial(BASE, image, seed, 10.0 * image + value) for image in (0, 1) for seed, value in enumerate((1.0, 3.0))
+    ]
+    assert distances(found)[BASE]["ssim"] == Spread(7.0, pytest.approx(math.sqrt(2)))
+    assert distances(found[:1])[BASE]["ssim"] == Spread(1.0, None)
+
+
+def test_the_feature_distance_is_half_of_lpips_without_weights() -> None:
+    fx = extractor("unet")
+    found = trials(fx, photo(1), {"noise": [Stub(torch.zeros(1, 4, 8, 8))]}, seeds=[3], steps=2)[1]
+    ours = fx(photo(1), t=0, seed=3)
+    other = fx(found.repainted[None], t=0, seed=3)
+    layers = []
+    for id in UNET_IDS:
+        a, b = (f[id][0].double().flatten(1).numpy() for f in (ours, other))
+        unit_a, unit_b = (x / np.sqrt((x**2).sum(0)) for x in (a, b))
+        layers.append(((unit_a - unit_b) ** 2).sum(0).mean())
+    assert found.feature_distance == pytest.approx(np.mean(layers) / 2, rel=1e-4) and found.feature_distance > 1e-3
+
+
 def test_closeness_of_equal_and_of_opposite_images() -> None:
     image = torch.ones(3, 16, 16)
     assert closeness(image, image) == (0.0, 1.0)
@@ -191,7 +223,9 @@ def test_the_command_writes_a_report_and_prints_a_table(tmp_path: Path, capsys: 
     assert Image.open(tmp_path / "report" / "gate.png").width > 5 * 192
     out = capsys.readouterr().out
     assert "recommendation" in out and "together" in out
-    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["gate.json", "gate.png"]
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["gate.html", "gate.json", "gate.png"]
+    page = (tmp_path / "report" / "gate.html").read_text()
+    assert page.count("<img ") == 1 + 5 and "up-level1-upsampler-out" in page
 
 
 @pytest.mark.parametrize(

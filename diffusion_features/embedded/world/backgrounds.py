@@ -44,11 +44,11 @@ def horizon(rng: Random, upper: str, lower: str, width: int, height: int) -> NDA
 
 
 def _gradient(top: RGB, bottom: RGB, width: int, height: int, rng: Random, rough: float) -> NDArray[np.float32]:
-    """Return a vertical gradient with soft patches of brightness: float32 [height, width, 3], 0..255."""
+    """Return a vertical gradient with soft patches of brightness: float32 [3, height, width], 0..255."""
     t = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     rows = np.asarray(top, np.float32) * (1 - t) + np.asarray(bottom, np.float32) * t
     patches = Image.fromarray(rng.random((7, 7), dtype=np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(rows[:, None, :] * (1 + rough * (np.asarray(patches)[:, :, None] - 0.5)), np.float32)
+    return np.asarray(rows.T[:, :, None] * (1 + rough * (np.asarray(patches) - 0.5)), np.float32)
 
 
 def _clouds(image: Image.Image, rng: Random, count: int, colour: RGB) -> None:
@@ -130,8 +130,9 @@ def paint(name: str, look: str, rng: Random, width: int, height: int) -> Image.I
     half = ((width + 1) // 2, (height + 1) // 2)
     field = _gradient(far, near, *half, rng, 0.05 if name == "sky" else 0.2)
     if name in ("sand", "road", "snow"):
-        field += rng.standard_normal((half[1], half[0], 1), dtype=np.float32) * (5 if name == "snow" else 9)
-    image = Image.fromarray(np.clip(field, 0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+        field += rng.standard_normal((half[1], half[0]), dtype=np.float32) * (5 if name == "snow" else 9)
+    channels = [Image.fromarray(plane) for plane in np.clip(field, 0, 255).astype(np.uint8)]
+    image = Image.merge("RGB", channels).resize((width, height), Image.Resampling.BILINEAR)
     if name == "sky":
         _sky(image, rng, look)
     elif name == "grass":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,16 @@ def smooth(points: Points, per_side: int = 6) -> NDArray[np.float64]:
     t, t2, t3 = _powers(per_side)
     curve = 2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t2 + (3 * p1 - p0 - 3 * p2 + p3) * t3
     return np.asarray(curve.reshape(-1, 2) / 2)
+
+
+class Finished(NamedTuple):
+    """A shaded object, cut out of its patch: its picture, its mask (255 inside), its parts, and where in the patch the
+    left upper corner of these lies."""
+
+    image: Image.Image
+    mask: Image.Image
+    labels: Image.Image
+    corner: tuple[int, int]
 
 
 class Pen:
@@ -140,20 +151,27 @@ class Pen:
         self.ellipse(x, y, r, r, (28, 24, 34))
         self.ellipse(x - r * 0.3, y - r * 0.35, r * 0.38, r * 0.38, (255, 255, 255))
 
-    def finish(self, light: float, depth: float) -> tuple[Image.Image, Image.Image]:
-        """Return the shaded patch and its mask (255 inside).
+    def finish(self, light: float, depth: float) -> Finished:
+        """Shade the object.
 
         The blurred silhouette serves as a height map: its slope against the light (which comes from
         the left for ``light`` -1 and from the right for +1) gives the rim its highlight and its shade.
         """
-        mask = self.labels.point([0] + [255] * 255)
-        soft = mask.filter(ImageFilter.BoxBlur(max(1.0, self.radius * 0.11)))
-        height = np.asarray(soft, dtype=np.float32) / 255
-        step = max(1, int(self.radius * 0.07))
+        blur, step = max(1.0, self.radius * 0.11), max(1, int(self.radius * 0.07))
+        box = self._around(int(blur) + 1 + step)
+        labels = self.labels.crop(box)
+        mask = labels.point([0] + [255] * 255)
+        height = np.asarray(mask.filter(ImageFilter.BoxBlur(blur)), dtype=np.float32) / 255
         slope = np.roll(height, (-step, round(step * light)), (0, 1)) - np.roll(
             height, (step, round(-step * light)), (0, 1)
         )
-        fall = np.linspace(0.1, -0.16, height.shape[0], dtype=np.float32)[:, None]
+        fall = np.linspace(0.1, -0.16, 2 * self.half, dtype=np.float32)[box[1] : box[3], None]
         shade = 1 + depth * (0.55 * slope + fall) - 0.22 * (1 - height)
-        lit = np.asarray(self.rgb, dtype=np.float32) * shade[:, :, None]
-        return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)), mask
+        lit = np.clip(np.asarray(self.rgb.crop(box)) * np.dstack([shade] * 3), 0, 255)
+        return Finished(Image.fromarray(lit.astype(np.uint8)), mask, labels, box[:2])
+
+    def _around(self, margin: int) -> tuple[int, int, int, int]:
+        """What was drawn and ``margin`` pixels around it, as far as the patch goes: left, top, right, bottom."""
+        side = 2 * self.half
+        left, top, right, bottom = self.labels.getbbox() or (0, 0, side, side)
+        return max(0, left - margin), max(0, top - margin), min(side, right + margin), min(side, bottom + margin)

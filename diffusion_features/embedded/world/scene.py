@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ _COUNTS = (0.3, 0.3, 0.24, 0.1, 0.06)
 _SCALES = (0.235, 0.2, 0.17, 0.155, 0.14)
 
 
+_APART = [set(pair) for pair in HELD_OUT_PAIRS]
 _PART_NUMBERS: dict[str, dict[str, int]] = {
     name: {part: i for i, (owner, part) in enumerate(PARTS, start=1) if owner == name} for name in OBJECTS
 }
@@ -150,10 +152,16 @@ def _place(
 def _shadow(canvas: Image.Image, spot: _Spot, light: float) -> None:
     """Darken the ground under an object with a soft ellipse."""
     rx, ry = int(spot.radius * 1.25) + 2, int(spot.radius * 0.3) + 2
+    left, top = int(spot.x + light * spot.radius * 0.15) - rx, int(spot.y + spot.radius * 0.93) - ry
+    canvas.paste((30, 28, 48), (left, top), _ellipse(rx, ry))
+
+
+@lru_cache(maxsize=512)  # radii are whole pixels: few sizes come again and again
+def _ellipse(rx: int, ry: int) -> Image.Image:
+    """How dark the ground is, 2 rx x 2 ry pixels."""
     axis_x, axis_y = np.linspace(-1, 1, 2 * rx), np.linspace(-1, 1, 2 * ry)
     alpha = np.clip(1 - np.hypot(axis_x[None, :], axis_y[:, None]), 0, 1) * 150
-    left, top = int(spot.x + light * spot.radius * 0.15) - rx, int(spot.y + spot.radius * 0.93) - ry
-    canvas.paste((30, 28, 48), (left, top), Image.fromarray(alpha.astype(np.uint8)))
+    return Image.fromarray(alpha.astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -192,16 +200,17 @@ def _object(
     stretch = STRETCH.get(name, 1.0) * rng.uniform(0.88, 1.14)
     pen = Pen(spot.radius, stretch, rng.uniform(-tilt, tilt), bool(rng.random() < 0.5), _PART_NUMBERS[name])
     (HELD_OUT_DRAW.get(name, DRAW[name]) if held_out else DRAW[name])(pen, tint, rng)
-    patch, mask = pen.finish(light, rng.uniform(0.7, 1.1))
+    patch, mask, labels, (left, top) = pen.finish(light, rng.uniform(0.7, 1.1))
     if night:
         patch = Image.blend(patch, Image.new("RGB", patch.size, _NIGHT), 0.25)
     if spot.where != "air":
         _shadow(canvas.image, spot, light)
     corner = (int(spot.x) - pen.half, int(spot.y) - pen.half)
+    place = (corner[0] + left, corner[1] + top)
     # Half a pixel of blur hides the stairs of the supersampled edge where LANCZOS would ring.
-    canvas.image.paste(patch, corner, mask.filter(ImageFilter.BoxBlur(0.5)))
-    canvas.instances.paste(number, corner, mask)
-    canvas.parts.paste(pen.labels, corner, mask)
+    canvas.image.paste(patch, place, mask.filter(ImageFilter.BoxBlur(0.5)))
+    canvas.instances.paste(number, place, mask)
+    canvas.parts.paste(labels, place, mask)
     return _Drawn(name, colour, {key: (x + corner[0], y + corner[1]) for key, (x, y) in pen.points.items()})
 
 
@@ -227,9 +236,10 @@ def _visible(instances: NDArray[np.uint8], drawn: list[_Drawn], supersample: int
     """Return the objects of which something can be seen."""
     found = []
     for number, thing in enumerate(drawn, start=1):
-        ys, xs = np.nonzero(instances == number)
+        inside = instances == number
+        xs, ys = inside.any(axis=0).nonzero()[0], inside.any(axis=1).nonzero()[0]
         if len(xs):
-            box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+            box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
             points = {k: _keypoint(x / supersample, y / supersample, instances, number)
                       for k, (x, y) in thing.points.items()}  # fmt: skip
             found.append(Placed(thing.name, thing.colour, box, number, points))
@@ -257,9 +267,9 @@ def _names(rng: Random, count: int, held_out: bool) -> list[str]:
         return [*first, *(others[i] for i in rng.permutation(len(others))[: max(0, count - 2)])]
     names: list[str] = []
     for i in rng.permutation(len(OBJECTS)).tolist():
-        if not any({OBJECTS[i], name} in map(set, HELD_OUT_PAIRS) for name in names):
+        if len(names) < count and not any({OBJECTS[i], name} in _APART for name in names):
             names.append(OBJECTS[i])
-    return names[:count]
+    return names
 
 
 def render(
@@ -317,12 +327,12 @@ def render(
         for layer in (below, canvas.instances, canvas.parts)
     )
     numbers = np.array([0, *(label(thing.name) for thing in drawn)], np.uint8)
-    semantic = np.where(instances > 0, numbers[instances], np.where(below, label(pair[1]), label(pair[0])))
-    semantic = semantic.astype(np.uint8)
+    grounds = np.array([label(name) for name in pair], np.uint8)
+    semantic = np.where(instances > 0, numbers.take(instances), grounds.take(below))
     visible = _visible(instances, drawn, supersample)
     things = tuple(Thing(o.name, o.colour, _size_word(o, out)) for o in visible)
     places = (Place(pair[0], looks[0]), Place(pair[1], looks[1]))
-    present = tuple(CLASSES[i] for i in np.unique(semantic))
+    present = tuple(CLASSES[i] for i in np.bincount(semantic.ravel()).nonzero()[0])
     image = STYLE[style](image.resize(out, Image.Resampling.LANCZOS), finish)
     text = caption(things, *places, words, style)
     return Scene(image, text, semantic, instances, parts, present, visible, things, places, style)

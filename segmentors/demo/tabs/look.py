@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from .. import uploads
 from ..boundary import plain, upload
-from ..looking import Look, Similar, attention, components, features, heads, layers, shown_size, similar
+from ..hovering import hover
+from ..looking import Look, Similar, attention, components, features, grouped, heads, layers, shown_size, similar
 from ..models import Loaded
 from ..settings import Limits
 from ..shared import RUNS, Shared
 
 ALL = "all layers, each the mean of its heads"
+WHOLE = "the whole model"
 T, SEEDS = 50, 2**31 - 1
+HOVER = """
+<div class="pair"><canvas tabindex="0" role="img" hidden
+aria-label="Similarity with the place under the pointer; the arrow keys move it"></canvas><canvas role="img" hidden
+aria-label="Similarity in the second picture"></canvas></div><output></output>
+"""
 
 
 def build(shared: Shared) -> None:
@@ -39,20 +47,30 @@ def _inputs(shared: Shared) -> list[Any]:
     prompt = gr.Textbox(
         "", label="Prompt", info="What the model is told of the picture.", max_length=shared.limits.text
     )
+    place = gr.Dropdown(
+        [WHOLE], value=WHOLE, label="Part of the model", info="Narrows the list below.", allow_custom_value=True,
+        elem_id="place",
+    )  # fmt: skip
     chosen = gr.Dropdown(
-        [], value=[], multiselect=True, label="Activations", info="None takes what the papers recommend.",
-        allow_custom_value=True, elem_id="activations",
+        [], value=[], multiselect=True, label="Activations", allow_custom_value=True, elem_id="activations",
+        info="Write a part of a name to search. None takes what the papers recommend.",
     )  # fmt: skip
     with gr.Row():
         t = gr.Number(T, label="Timestep", precision=0, minimum=0, maximum=999)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
 
     @plain
-    def offer(model: str) -> Any:
-        """The activations that a model has, when a visitor opens their list."""
-        return gr.Dropdown(choices=shared.models(model).looked_at)
+    def offer(model: str, place: str) -> tuple[Any, Any]:
+        """What a model has, when a visitor opens a list: its parts, and the activations of the one that is chosen."""
+        ids = shared.models(model).looked_at
+        groups = grouped(ids)
+        here = groups.get(place, ids)
+        return gr.Dropdown(choices=[WHOLE, *groups]), gr.Dropdown(choices=here)
 
-    gr.on([chosen.focus, model.change], offer, model, chosen, api_visibility="private", show_progress="hidden", **RUNS)
+    gr.on(
+        [place.focus, place.input, chosen.focus, model.change], offer, [model, place], [place, chosen],
+        api_visibility="private", show_progress="hidden", **RUNS,
+    )  # fmt: skip
     return [picture, model, prompt, t, seed, chosen]
 
 
@@ -63,8 +81,9 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
     )  # fmt: skip
     run = gr.Button("Show components", variant="primary", elem_id="components")
     pictures = gr.Gallery(
-        label="Components", columns=2, height="auto", object_fit="contain", elem_classes="sharp", elem_id="features"
-    )
+        label="Components", columns=2, height="auto", object_fit="contain", format="png", elem_classes="sharp",
+        elem_id="features",
+    )  # fmt: skip
 
     @plain
     def show(
@@ -92,10 +111,12 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
 
 def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
     gr.Markdown(
-        "Click on the picture, on the left, or on the answer below: bright is what the model takes for the same. With "
-        "a second picture, the ring in it is where the point is found again.", elem_classes="hint",
+        "Bright is what the model takes for the same as one point. With a second picture, the ring in it is where the "
+        "point is found again.", elem_classes="hint",
     )  # fmt: skip
     second = upload("Second picture (may be empty)", height=200, elem_id="second")
+    _hovering(shared, [*asked, second])
+    gr.Markdown("To the pixel: click on the picture, on the left, or on the answer below.", elem_classes="hint")
     with gr.Row(equal_height=True):
         column = gr.Number(0, label="Column", precision=0, minimum=0)
         row = gr.Number(0, label="Row", precision=0, minimum=0)
@@ -130,7 +151,28 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
         point.then(find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS)
 
 
-def _find(shared: Shared) -> Callable[..., Similar]:
+def _hovering(shared: Shared, inputs: list[Any]) -> None:
+    """Similarities under the pointer, after one run of the model."""
+    run = gr.Button("Hover over the picture", variant="primary", elem_id="prepare")
+    view = gr.HTML(
+        html_template=HOVER, js_on_load=Path(__file__).parent.with_name("hover.js").read_text(encoding="utf-8"),
+        elem_id="hover",
+    )  # fmt: skip
+
+    @plain
+    def prepare(
+        picture: Any, model: str, prompt: str, t: float, seed: float, activations: list[str] | None, second: Any
+    ) -> str:
+        loaded, look = shared.models(model), _look(prompt, t, seed, shared.limits)
+        ids = _ids(loaded, activations, shared.limits)
+        pictures = [shared.picture(one) for one in ([picture, second] if second else [picture])]
+        shown = [(features(loaded, image, look, ids, shared.features), image) for image in pictures]
+        return hover(*shown[0], *shown[1:])
+
+    run.click(prepare, inputs, view, api_visibility="private", **RUNS)
+
+
+def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, Similar]]:
     @plain
     def find(
         picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
@@ -175,8 +217,9 @@ def _attention_tab(shared: Shared, asked: list[Any]) -> None:
         run = gr.Button("Show attention", variant="primary", elem_id="attention")
     said = gr.Markdown(elem_classes="said")
     pictures = gr.Gallery(
-        label="Attention, each picture stretched by itself", columns=4, height="auto", object_fit="contain"
-    )
+        label="Attention, each picture stretched by itself", columns=4, height="auto", object_fit="contain",
+        format="png", elem_classes="sharp", elem_id="attended",
+    )  # fmt: skip
 
     @plain
     def show(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import gradio as gr
@@ -40,8 +40,8 @@ def build(shared: Shared) -> None:
     said = gr.Markdown(elem_classes="said")
     with gr.Row():
         drawn = gr.Image(label="Scene", alt_text="the drawn scene", interactive=False, buttons=[], min_width=220)
-        true = gr.AnnotatedImage(label="Truth", buttons=[], min_width=220)
-        found = gr.AnnotatedImage(label="Found", buttons=[], min_width=220)
+        true = gr.AnnotatedImage(label="Truth", elem_classes="labels", buttons=[], min_width=220)
+        found = gr.AnnotatedImage(label="Found", elem_classes="labels", buttons=[], min_width=220)
     table = gr.Dataframe(
         headers=["class", "IoU"], label="Intersection over union: 1 is perfect", interactive=False, elem_id="overlap"
     )
@@ -53,7 +53,7 @@ def build(shared: Shared) -> None:
     )
 
 
-def _run(shared: Shared) -> Callable[..., tuple[Any, ...]]:
+def _run(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
     @plain
     def run(
         kind: str, number: float = 0, caption: bool = False, model: str = shared.models.names[0]

@@ -19,7 +19,7 @@ from segmentors.training_free.pictures import palette
 from segmentors.training_free.rescaling import Rescale
 
 from .. import uploads
-from ..boundary import plain, upload
+from ..boundary import plain, timed, upload
 from ..pictures import annotated, colour_map, covered, score_maps
 from ..scenes import scene
 from ..segmenting import Answer, Question, answer
@@ -41,7 +41,7 @@ def build(shared: Shared) -> None:
         with gr.Column(scale=5, min_width=300):
             asked = _inputs(shared)
             with gr.Row():
-                stop = gr.Button("Cancel", min_width=90, scale=1)
+                stop = gr.Button("Cancel", min_width=90, scale=1, elem_id="cancel")
                 run = gr.Button("Segment", variant="primary", min_width=160, scale=3, elem_id="run")
         with gr.Column(scale=7, min_width=300):
             shown, opacity = _outputs()
@@ -92,17 +92,23 @@ def _known() -> list[str]:
 
 def _outputs() -> tuple[list[Any], gr.Slider]:
     """In the order in which ``segment`` gives them; and how strong the colours are to be."""
-    result = gr.AnnotatedImage(label="Labels", height=420, elem_id="result", buttons=["fullscreen"])
+    result = gr.AnnotatedImage(
+        label="Labels", height=420, elem_id="result", elem_classes="labels", buttons=["fullscreen"]
+    )
     said = gr.Markdown("Choose a picture or an example, and name what to look for.", elem_classes="said")
     opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the colours", elem_id="opacity")
     with gr.Tab("Compare"):
         compared = gr.ImageSlider(label="Left: plain attention. Right: weighted, rescaled", buttons=["fullscreen"])
     with gr.Tab("Scores"):
         maps = gr.Gallery(
-            label="Dark for 0, bright for 1", columns=4, height="auto", object_fit="contain", elem_id="scores"
-        )
+            label="Dark for 0, bright for 1", columns=4, height="auto", object_fit="contain", format="png",
+            elem_classes="sharp", elem_id="scores",
+        )  # fmt: skip
     with gr.Tab("Layers"):
-        weights = gr.Label(label="How much each layer of the model counts", num_top_classes=16, show_heading=False)
+        weights = gr.Dataframe(
+            headers=["layer", "weight", "its heads, mean over the picture"], interactive=False, wrap=True,
+            label="How much each layer of the model counts, and in it each head", elem_id="weights",
+        )  # fmt: skip
     with gr.Tab("Files"):
         files = gr.File(
             label="Label picture, overlay, and scores (classes, height, width)", file_count="multiple", elem_id="files"
@@ -141,7 +147,7 @@ def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Butto
         """Only once there is a result; until then, a visitor is still choosing."""
         return segment(*given) if before and given[0] and given[1] else (gr.skip(),) * len(outputs)
 
-    event = run.click(segment, inputs, outputs, api_name="segment", scroll_to_output=True, **RUNS)
+    event = run.click(plain(segment), inputs, outputs, api_name="segment", scroll_to_output=True, **RUNS)
     event.success(lambda: True, None, shown_before, api_visibility="private", queue=False)
     _, classes, background, _, _, _, _, _, threshold, *choices, opacity = inputs
     quick = gr.on(
@@ -153,7 +159,6 @@ def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Butto
 
 
 def _segment(shared: Shared) -> Callable[..., tuple[Any, ...]]:
-    @plain
     def segment(
         picture: Any,
         classes: list[str],
@@ -188,11 +193,11 @@ def _segment(shared: Shared) -> Callable[..., tuple[Any, ...]]:
             opacity: of the colours in the pictures, 0 to 1.
 
         Returns:
-            The annotated picture; what was done, in words; the pictures before and after; score maps; the weight of
-            each layer; and the files labels.png, overlay.png and scores.npy.
+            The annotated picture; what was done, in words; the pictures before and after; score maps; the weights
+            of layers and heads; and the files labels.png, overlay.png and scores.npy.
         """
-        limits = shared.limits
-        progress(0.0, desc="Reading the picture")
+        limits, step = shared.limits, timed(progress)
+        step(0.0, "Reading the picture")
         strength = uploads.share(opacity, "opacity")
         question = Question(
             shared.picture(picture),
@@ -209,12 +214,13 @@ def _segment(shared: Shared) -> Callable[..., tuple[Any, ...]]:
                 threshold=uploads.share(threshold, "threshold"),
             ),
         )
-        progress(0.05, desc="Loading the model")
+        step(0.0, "Loading the model")
         loaded = shared.models(model)
+        step(0.0, "Reading the words")
         began = time.perf_counter()
-        found = answer(loaded, question, shared.runs, lambda done, what: progress(done, desc=what))
+        found = answer(loaded, question, shared.runs, step)
         seconds = time.perf_counter() - began
-        progress(0.9, desc="Drawing")
+        step(0.9, "Drawing")
         return _shown(shared, question.picture, found, strength, seconds)
 
     return segment
@@ -238,9 +244,20 @@ def _shown(shared: Shared, picture: Image.Image, found: Answer, opacity: float, 
         _said(found, seconds),
         (covered(picture, found.plain, colours, opacity), covered(picture, found.labels, colours, opacity)),
         score_maps(found.scores, found.classes),
-        found.layer_weights,
+        _weights(found),
         shared.downloads(picture, found, colours),
     )
+
+
+def _weights(found: Answer) -> list[list[str]]:
+    """A row for each layer: its name, its weight, and those of its heads."""
+    return [
+        [
+            id.removesuffix("-cross-map"), f"{weight:.3f}",
+            " ".join(f"{one:.2f}" for one in found.head_weights[id]) if id in found.head_weights else "all alike",
+        ]
+        for id, weight in found.layer_weights.items()
+    ]  # fmt: skip
 
 
 def _said(found: Answer, seconds: float) -> str:

@@ -1,0 +1,63 @@
+"""Runs that end when their visitor cancels them, and not when they would have ended anyway.
+
+A thread cannot be ended from outside. So the model looks, before each of its layers, whether the run that it is in is
+still wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from torch import nn
+
+T = TypeVar("T")
+
+_UNWANTED: ContextVar[threading.Event | None] = ContextVar("unwanted", default=None)
+
+
+class Stopped(Exception):
+    """The run is not wanted any more."""
+
+
+def check() -> None:
+    """Go on.
+
+    Raises:
+        Stopped: the run that this is called in was cancelled.
+    """
+    unwanted = _UNWANTED.get()
+    if unwanted is not None and unwanted.is_set():
+        raise Stopped
+
+
+def stoppable(model: nn.Module) -> None:
+    """From now on, a cancelled run of the model ends before its next layer."""
+    for layer in model.modules():
+        if next(layer.children(), None) is None:
+            layer.register_forward_pre_hook(lambda layer, inputs: check())
+
+
+def in_thread(function: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:
+    """The function as a coroutine that runs it in a thread. Cancelled, it ends as soon as the function has stopped."""
+
+    @functools.wraps(function)
+    async def run(*args: Any, **kwargs: Any) -> T:
+        unwanted = threading.Event()
+        _UNWANTED.set(unwanted)  # the thread gets a copy of this context
+        thread = asyncio.ensure_future(anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs)))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            unwanted.set()
+            with suppress(Exception):  # nobody is there to be told
+                await thread
+            raise
+
+    return run

@@ -1,0 +1,120 @@
+"""The tab "Content shift": which techniques keep the model at a visitor's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from diffusion_features.suppression.gate import RULE
+
+from .. import uploads
+from ..boundary import plain, timed, upload
+from ..looking import Look
+from ..shared import RUNS, Shared
+from ..shifting import DENOISE, FINER, GUIDED, WORDS, Shift, offered, test
+
+ABOUT = """\
+A model that looks at a noisy picture imagines what the noise destroyed, and its features drift from the picture.
+Techniques made for generation can hold them. The test repaints the picture from noise with and without each of them,
+and compares the edges of features; the table says which are worth using.
+"""
+FIRST = [FINER, DENOISE, GUIDED]
+T, DRAWS, MOST_DRAWS, SEEDS = 50, 3, 8, 2**31 - 1
+
+
+def build(shared: Shared) -> None:
+    gr.Markdown(ABOUT, elem_classes="hint")
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            asked = _inputs(shared)
+            with gr.Row():
+                stop = gr.Button("Cancel", min_width=90, scale=1, elem_id="cancel-gate")
+                run = gr.Button("Test", variant="primary", min_width=160, scale=3, elem_id="gate")
+        with gr.Column(scale=8, min_width=300):
+            said = gr.Markdown("The test takes a while; more techniques and draws take longer.", elem_classes="said")
+            pictures = gr.Gallery(
+                label="Repainted by the model", columns=3, height="auto", object_fit="contain", format="png",
+                elem_id="repainted",
+            )  # fmt: skip
+            table = gr.Dataframe(
+                headers=["technique", "recommendation", "gain in SSIM", "gain in Laplacian score"],
+                label="Gain over the model alone, with its 95% interval", interactive=False, wrap=True, elem_id="gains",
+            )  # fmt: skip
+            with gr.Accordion("What the words mean", open=False):
+                gr.Markdown(f"{RULE[0].upper()}{RULE[1:]}", elem_classes="hint")
+    event = run.click(_run(shared), asked, [pictures, table, said], api_name="gate", scroll_to_output=True, **RUNS)
+    stop.click(None, cancels=[event], queue=False, api_visibility="private")
+
+
+def _inputs(shared: Shared) -> list[Any]:
+    """In the order in which ``gate`` takes them."""
+    names = shared.models.names
+    picture = upload("Picture to test on", height=300, elem_id="tested")
+    model = gr.Dropdown([*names], value=names[0], label="Model", visible=len(names) > 1, filterable=False)
+    prompt = gr.Textbox("", label="Prompt", info="What the picture shows.", max_length=shared.limits.text)
+    chosen = gr.Dropdown(
+        FIRST, value=FIRST, multiselect=True, label="Techniques", allow_custom_value=True, elem_id="techniques"
+    )
+    words = gr.Textbox(
+        WORDS, label="Words of the finer prompt", info="Written behind the prompt.", max_length=shared.limits.text
+    )
+    with gr.Row():
+        t = gr.Number(T, label="Timestep", precision=0, minimum=0, maximum=999)
+        draws = gr.Number(DRAWS, label="Draws of noise", precision=0, minimum=1, maximum=MOST_DRAWS)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
+
+    @plain
+    def offer(model: str) -> Any:
+        """The techniques that a model has at hand, when a visitor opens their list."""
+        return gr.Dropdown(choices=[*offered(shared.models(model))])
+
+    gr.on([chosen.focus, model.change], offer, model, chosen, api_visibility="private", show_progress="hidden", **RUNS)
+    return [picture, model, prompt, chosen, words, t, draws, seed]
+
+
+def _run(shared: Shared) -> Callable[..., Any]:
+    @plain
+    def gate(
+        picture: Any,
+        model: str = shared.models.names[0],
+        prompt: str = "",
+        techniques: list[str] | None = None,
+        words: str = WORDS,
+        t: float = T,
+        draws: float = DRAWS,
+        seed: float = 0,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Shift:
+        """Test which techniques suppress content shift in a picture.
+
+        Args:
+            picture: an image file.
+            model: one of those that the page offers.
+            prompt: what the picture shows.
+            techniques: "finer prompt", "denoise", "guidance and denoise", and what else the model has at hand: those
+                that the page lists. None takes these three.
+            words: of the finer prompt, written behind the prompt.
+            t: timestep of the features, 0 to 999.
+            draws: of noise, 1 to 8; a recommendation takes two.
+            seed: of the first draw.
+
+        Returns:
+            Pictures with titles: the picture, and what the model makes of it alone and with each technique; a table of
+            the gains, the best first; and the recommendation in words.
+        """
+        limits, step = shared.limits, timed(progress)
+        step(0.0, "Reading the picture")
+        image = shared.picture(picture)
+        look = Look(
+            uploads.text(prompt, "prompt", limits), uploads.whole(t, "timestep", 0, 999),
+            uploads.whole(seed, "seed", 0, SEEDS),
+        )  # fmt: skip
+        count = uploads.whole(draws, "number of draws", 1, MOST_DRAWS)
+        chosen = FIRST if techniques is None else uploads.listed(techniques, "techniques")
+        behind = uploads.text(words, "finer prompt", limits)
+        step(0.0, "Loading the model")
+        return test(shared.models(model), image, look, chosen, behind, count, step)
+
+    return gate
