@@ -144,7 +144,8 @@ def run(setting: dict[str, Any], seed: int, args: argparse.Namespace, work_dir: 
     config.load_from = str(work_dir / f"iter_{args.steps}.pth")
     (split,) = (hook for hook in runner.hooks if isinstance(hook, SplitHook))
     times = _times(split.steps, math.ceil(args.scenes / config.train_dataloader.batch_size))
-    return {**operations, **times, **{split: _score(config, split) for split in SPLITS}}
+    cached = bool(config.model.backbone.get("cache"))
+    return {**operations, **times, "cached": cached, **{split: _score(config, split) for split in SPLITS}}
 
 
 def _use(config: Config, setting: dict[str, Any], shared: Path) -> dict[str, float]:
@@ -221,7 +222,7 @@ def _cells(runs: list[dict[str, Any]]) -> list[str]:
     for epoch in ("first_epoch", "later"):
         parts = runs[0][epoch]
         cells += [f"{1000 * parts[part]:.0f}" if parts else "–" for part in SplitHook.parts]
-    later = runs[0]["later"]
+    later = runs[0]["later"] if runs[0]["cached"] else None
     return [*cells, f"{sum(later.values()) / (later['data'] + later['head']):.2f}" if later else "–"]
 
 

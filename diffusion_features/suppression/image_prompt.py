@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders import IPAdapterMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
 from ..families import unwrap
 from ..loading import LoadError, resolve
@@ -97,6 +95,8 @@ class IPAdapter(Technique):
 
     def _fitting(self, fx: Any) -> _Parts:
         """The parts for the extractor's UNet, on its device."""
+        from diffusers.loaders import IPAdapterMixin  # slow to import, and talks to stderr
+
         unet: Any = unwrap(fx.denoiser)
         if not isinstance(fx.pipe, IPAdapterMixin):
             raise ValueError(
@@ -128,6 +128,8 @@ def _load_encoder(source: str, folder: str, dtype: torch.dtype, pickle: bool) ->
     Raises:
         LoadError: there is none, or not all of it.
     """
+    from transformers import CLIPVisionModelWithProjection
+
     try:
         encoder, found = CLIPVisionModelWithProjection.from_pretrained(
             source, subfolder=folder, dtype=dtype, use_safetensors=None if pickle else True, output_loading_info=True

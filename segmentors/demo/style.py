@@ -9,7 +9,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 """Fonts that the visitor has: the page loads none from elsewhere."""
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important; }
 #title h1 { font-size: 1.7rem; letter-spacing: -0.02em; margin: 0.3rem 0 0.2rem; }
 #title p { color: var(--body-text-color-subdued); margin: 0; max-width: 62em; }
 .said { min-height: 1.6em; color: var(--body-text-color-subdued); }
@@ -19,8 +19,8 @@ CSS = """
 .gradio-container button[role="tab"][aria-selected="true"] { color: var(--primary-700); }
 .dark .gradio-container button[role="tab"][aria-selected="true"], .gradio-container.dark
   button[role="tab"][aria-selected="true"] { color: var(--primary-300); }
-.labels .legend { background: var(--neutral-50); }
-.labels .legend-item { color: var(--neutral-950); background-image: linear-gradient(#ffffff80, #ffffff80); }
+.labels .legend { background: var(--neutral-50); border-radius: 8px; }
+.labels .legend-item { color: var(--neutral-950); background-image: linear-gradient(#ffffff59, #ffffff59); }
 #hover .pair { display: flex; flex-wrap: wrap; gap: 1rem; }
 #hover canvas { flex: 1 1 220px; min-width: 0; max-width: 512px; height: auto; border-radius: 8px; cursor: crosshair; }
 #hover output { display: block; min-height: 1.6em; }
