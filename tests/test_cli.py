@@ -213,7 +213,11 @@ def test_ctrl_c_keeps_what_is_written(model: Path, tmp_path: Path) -> None:
     for index in range(60):
         make_photo(photos / f"{index}.png", 64, 64, index)
     command = [sys.executable, "-m", "diffusion_features", "extract", "--model", str(model), *CHOICE, str(photos)]
-    process = subprocess.Popen([*command, "-o", str(out)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "-o", str(out)], stderr=subprocess.PIPE, text=True,
+        # where the tests run in the background, a shell has had SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not [*out.glob("*.safetensors")]:
         assert process.poll() is None and time.monotonic() < deadline
