@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_features.embedded import render
-from tests.app.browsing import browsing, choose, expected, found, legend, put, said, visit
+from tests.app.browsing import browsing, choose, expected, found, legend, put, visit
 from tests.app.serving import Server
 
 
@@ -16,5 +16,4 @@ def test_a_visitor_segments_a_scene(server: Server, tmp_path: Path) -> None:
         put(page, "#picture", tmp_path / "scene.png")
         choose(page, "#classes", *scene.classes)
         page.locator("#run").click()
-        said(page, "by a run of the model")
         assert legend(page) == found(expected(scene, [*scene.classes]))
