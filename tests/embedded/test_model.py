@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from diffusion_features.embedded import CLASSES, COLOURS, TEST_SEED, path, render
+from diffusion_features import FeatureExtractor
+from diffusion_features.embedded import CLASSES, COLOURS, TEST_SEED, label, path, render
+from segmentors import TrainingFreeSegmentor
+from segmentors.training_free import PLAIN, PRESETS
 
 SCENES = 16
 #: Predicting zero scores 1. The shipped weights score about 0.05; the floor leaves room for other kernels.
 HIGHEST_LOSS = 0.12
 SIZE_LIMIT = 25 * 2**20
+#: Mean IoU of plain averages of cross-attention on the scenes; an untrained UNet has 0.12.
+LOWEST_IOU = 0.3
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -107,6 +113,32 @@ def test_an_untrained_model_fails_that_check(pipe, batch):
 
 def test_the_caption_matters(pipe, batch, right):
     assert right < loss(pipe, pipe.unet, batch, shift=1)
+
+
+def attention_iou(pipe) -> float:
+    """Mean IoU over classes of plain averages, each scene told its own classes."""
+    segment = TrainingFreeSegmentor(FeatureExtractor.from_pipe(pipe), PRESETS["embedded"], replace(PLAIN, refine=False))
+    both, either = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
+    for i in range(SCENES):
+        scene = render(TEST_SEED + i)
+        labels = segment(scene.image, classes=list(scene.classes), seed=i).labels.numpy()
+        for place, name in enumerate(scene.classes):
+            found, truth = labels == place, scene.semantic == label(name)
+            both[label(name)] += (found & truth).sum()
+            either[label(name)] += (found | truth).sum()
+    return float(np.mean(both[either > 0] / either[either > 0]))
+
+
+def test_attention_finds_the_words(pipe):
+    assert attention_iou(pipe) > LOWEST_IOU
+
+
+def test_attention_of_an_untrained_model_does_not(pipe):
+    torch.manual_seed(0)
+    untrained = diffusers.UNet2DConditionModel.from_config(pipe.unet.config).eval()
+    assert attention_iou(diffusers.StableDiffusionPipeline(
+        **{**pipe.components, "unet": untrained}, requires_safety_checker=False
+    )) < LOWEST_IOU / 1.5  # fmt: skip
 
 
 def test_samples_are_reproducible(pipe):
