@@ -45,7 +45,7 @@ svg { display: block; }
 .use { color: var(--use); font-weight: 600; }
 .harmful { color: var(--harmful); font-weight: 600; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; width: 12rem; }
+figure { margin: 0; width: min(12rem, calc(50% - .5rem)); }
 figure img { width: 100%; height: auto; }
 figcaption { overflow-wrap: anywhere; }
 figcaption small { color: var(--faint); }
@@ -170,6 +170,8 @@ def _figure(image: Tensor, alt: str, title: str, line: str) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     def shown(value: Any) -> str:
+        if value is None or value == "":
+            return "not given"
         return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(shown(v))}</dd>" for k, v in settings.items()) + "</dl>"
