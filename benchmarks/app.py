@@ -43,7 +43,7 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
             scene = render(TEST_SEED + number)
             file = folder / f"{number}.png"
             scene.image.save(file)
-            words, told = [*scene.classes], ", ".join([scene.caption, *scene.classes])
+            words, told = [*scene.classes], ", ".join(scene.classes)
 
             def ask(words: list[str], file: Path = file, told: str = told) -> None:
                 for url in urls(client.predict(handle_file(str(file)), words, caption=told, api_name="/segment")):

@@ -28,6 +28,14 @@ def upload(label: str, **options: Any) -> gr.Image:
     return gr.Image(label=label, type="filepath", sources=sources, alt_text=label, buttons=[], **options)
 
 
+def run_and_cancel(label: str, name: str) -> tuple[gr.Button, gr.Button]:
+    """Two buttons beside each other, the first with ``name`` as its id; the second is to cancel its event."""
+    with gr.Row():
+        stop = gr.Button("Cancel", min_width=90, scale=1, elem_id=f"cancel-{name}")
+        run = gr.Button(label, variant="primary", min_width=160, scale=3, elem_id=name)
+    return run, stop
+
+
 def timed(progress: gr.Progress) -> Callable[[float, str], None]:
     """What tells a visitor the next step, and how long the rest will take, by what was done since the share was 0."""
     began = time.monotonic()

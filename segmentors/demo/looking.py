@@ -17,6 +17,7 @@ from segmentors.training_free.pictures import heat
 from segmentors.training_free.prompts import passes
 
 from .models import Loaded
+from .pacing import Step, told
 from .recent import Recent
 from .segmenting import fingerprint
 
@@ -27,7 +28,7 @@ SHOWN, TILE = 512, 384
 """Pixels on the longer side of pictures to look at, and of each of many."""
 VEIL = 0.65
 """How much of a map covers the picture under it."""
-
+RUNNING = "Running the model"
 
 PLACE = re.compile(r"(?:down|up)-level\d+(?:-repeat\d+)?|[a-z]+-block\d+|[a-z]+")
 
@@ -57,8 +58,18 @@ def grouped(ids: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def features(loaded: Loaded, picture: Image.Image, look: Look, ids: Sequence[str], kept: Recent[Features]) -> Features:
+def features(
+    loaded: Loaded,
+    picture: Image.Image,
+    look: Look,
+    ids: Sequence[str],
+    kept: Recent[Features],
+    step: Step = lambda done, what: None,
+) -> Features:
     """Activations of a picture, id → (C, h, w), at the size the model was trained for.
+
+    Args:
+        step: told the share of the run that is done, from 0 to 1, and what it is.
 
     Raises:
         UnknownActivation, ValueError: as ``FeatureExtractor``.
@@ -67,7 +78,8 @@ def features(loaded: Loaded, picture: Image.Image, look: Look, ids: Sequence[str
     key = (loaded.name, fingerprint(picture), look, tuple(sorted(ids)))
 
     def run() -> Features:
-        found = loaded.fx(picture, look.prompt, t=look.t, seed=look.seed, activations=list(ids), size=size)
+        with told(loaded.fx.denoiser, lambda done: step(done, RUNNING)):
+            found = loaded.fx(picture, look.prompt, t=look.t, seed=look.seed, activations=list(ids), size=size)
         return {id: tensor[0] for id, tensor in found.items()}
 
     return kept(key, run)[0]
@@ -114,11 +126,14 @@ def _similarity(
     return similarity(source, target, torch.tensor([point]), **sizes)[0].float().cpu()
 
 
-def attention(loaded: Loaded, picture: Image.Image, look: Look, word: str) -> tuple[str, dict[str, Tensor]]:
+def attention(
+    loaded: Loaded, picture: Image.Image, look: Look, word: str, step: Step = lambda done, what: None
+) -> tuple[str, dict[str, Tensor]]:
     """How much every place of the picture attends to a word, in each layer and head.
 
     Args:
         look: its prompt is what the model is told; a word that it does not have is written behind it.
+        step: as for ``features``.
 
     Returns:
         The prompt, and cross-map id → (heads, h, w), the mean over the tokens of the word.
@@ -127,17 +142,18 @@ def attention(loaded: Loaded, picture: Image.Image, look: Look, word: str) -> tu
         ValueError: the tokenizer has no token for the word, or the prompt is too long.
     """
     segmentor = loaded.segmentor
-    told = passes(segmentor.parts, {word: [word]}, segmentor.preset.template, look.prompt or None)[0]
-    columns = told.entities[word]
+    read = passes(segmentor.parts, {word: [word]}, segmentor.preset.template, look.prompt or None)[0]
+    columns = read.entities[word]
     (size,) = segmentor.by_size([picture], None)
 
     def of_word(id: str, call: AttentionCall) -> Tensor:
         return call.map.rows()[0, :, :, columns].float().mean(dim=-1).unflatten(-1, call.map.grid).cpu()
 
-    maps = loaded.fx.stream(
-        picture, of_word, told.prompt, t=look.t, seed=look.seed, activations="*-cross-map", size=size
-    )
-    return told.prompt, maps
+    with told(loaded.fx.denoiser, lambda done: step(done, RUNNING)):
+        maps = loaded.fx.stream(
+            picture, of_word, read.prompt, t=look.t, seed=look.seed, activations="*-cross-map", size=size
+        )
+    return read.prompt, maps
 
 
 def layers(maps: dict[str, Tensor], picture: Image.Image) -> list[tuple[Image.Image, str]]:

@@ -12,6 +12,7 @@ from diffusion_features.attention import use_fast_attention
 from diffusion_features.loading import load_pipeline, model_revision
 from segmentors import TrainingFreeSegmentor
 
+from .pacing import counted
 from .stopping import stoppable
 
 
@@ -79,4 +80,5 @@ def _load(name: str, source: str) -> Loaded:
     fx = FeatureExtractor(pipe, "*", model_id=source, revision=model_revision(pipe))
     use_fast_attention(fx.denoiser)
     stoppable(fx.denoiser)
+    counted(fx.denoiser)
     return Loaded(name, fx, TrainingFreeSegmentor(fx))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,10 +15,10 @@ from segmentors.training_free.aggregation import Aggregator
 from segmentors.training_free.labelling import Wanted, labelled
 
 from .models import Loaded
+from .pacing import Step, told
 from .recent import Recent
 
 Runs = Recent[list[Aggregator]]
-Step = Callable[[float, str], object]
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,14 @@ def answer(loaded: Loaded, question: Question, runs: Runs, step: Step = lambda d
     wanted = segmentor.wanted(question.classes, question.background, question.caption)
     pairs, new = [], False
     for number, one in enumerate(wanted.told):
-        step(0.1 + 0.6 * number / len(wanted.told), f"Running the model ({number + 1} of {len(wanted.told)})")
-        pair, known = _run(loaded, segmentor, question, one.prompt, runs)
+
+        def share(done: float, number: int = number) -> None:
+            what = f"Running the model ({number + 1} of {len(wanted.told)})"
+            step(0.05 + 0.65 * (number + done) / len(wanted.told), what)
+
+        share(0.0)
+        with told(loaded.fx.denoiser, share):
+            pair, known = _run(loaded, segmentor, question, one.prompt, runs)
         pairs.append(pair)
         new = new or not known
     step(0.7, "Refining the maps")

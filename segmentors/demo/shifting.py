@@ -23,8 +23,8 @@ from diffusion_features.suppression.words import known_control
 
 from .looking import Look, shown_size
 from .models import Loaded
+from .pacing import Step
 
-Step = Callable[[float, str], object]
 Make = Callable[[str], list[Technique]]
 
 FINER, DENOISE, GUIDED, EDGES = "finer prompt", "denoise", "guidance and denoise", "edges (ControlNet)"

@@ -39,9 +39,18 @@ def check() -> None:
 
 def stoppable(model: nn.Module) -> None:
     """From now on, a cancelled run of the model ends before its next layer."""
+    before_layers(model, check)
+
+
+def before_layers(model: nn.Module, call: Callable[[], object]) -> None:
+    """From now on, ``call`` is called before each layer that has no layers inside."""
+
+    def hook(layer: nn.Module, inputs: object) -> None:
+        call()
+
     for layer in model.modules():
         if next(layer.children(), None) is None:
-            layer.register_forward_pre_hook(lambda layer, inputs: check())
+            layer.register_forward_pre_hook(hook)
 
 
 def in_thread(function: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:

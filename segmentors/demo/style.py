@@ -15,6 +15,12 @@ CSS = """
 .said { min-height: 1.6em; color: var(--body-text-color-subdued); }
 .hint p { color: var(--body-text-color-subdued); font-size: 0.9rem; }
 .table-wrap { overflow-x: auto; max-width: calc(100vw - 5rem); }
+.gradio-container .grid-wrap { max-height: none !important; overflow: visible !important; }
+.gradio-container .icon-button-wrapper:not(:has(*)) { display: none; }
+#drawn button, #drawn .image-frame { width: 100%; }
+.enlarged img { object-fit: contain !important; }
+.gradio-container .thumbnail-lg .caption-label { white-space: normal; max-width: 95%;
+  padding: 1px 6px; font-size: 0.72rem; }
 .sharp img, .labels .mask { image-rendering: pixelated; }
 .gradio-container button[role="tab"][aria-selected="true"] { color: var(--primary-700); }
 .dark .gradio-container button[role="tab"][aria-selected="true"], .gradio-container.dark
@@ -38,6 +44,8 @@ def theme() -> gr.themes.Base:
     )
     return soft.set(
         background_fill_primary="*neutral_50",  # as in Soft; a second ``set`` would make it white
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
         block_info_text_color="*neutral_600",

@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 
 from .. import uploads
-from ..boundary import plain, upload
+from ..boundary import plain, run_and_cancel, timed, upload
 from ..hovering import hover
 from ..looking import Look, Similar, attention, components, features, grouped, heads, layers, shown_size, similar
 from ..models import Loaded
+from ..pacing import Step
 from ..settings import Limits
 from ..shared import RUNS, Shared
 
@@ -79,16 +80,17 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
         "The first three principal components of each activation, as red, green and blue: what has one colour is one "
         "thing to the model.", elem_classes="hint",
     )  # fmt: skip
-    run = gr.Button("Show components", variant="primary", elem_id="components")
+    run, stop = run_and_cancel("Show components", "components")
     pictures = gr.Gallery(
-        label="Components", columns=2, height="auto", object_fit="contain", format="png", elem_classes="sharp",
-        elem_id="features",
+        label="Components", show_label=False, columns=2, height="auto", object_fit="contain", format="png",
+        elem_classes="sharp", elem_id="features",
     )  # fmt: skip
 
     @plain
     def show(
         picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
         activations: list[str] | None = None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[Any]:  # fmt: skip
         """The first three principal components of activations, as pictures with titles.
 
@@ -100,13 +102,14 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
             seed: of the noise.
             activations: ids; none for those that the papers recommend.
         """
-        loaded, look = shared.models(model), _look(prompt, t, seed, shared.limits)
-        image = shared.picture(picture)
-        return components(
-            features(loaded, image, look, _ids(loaded, activations, shared.limits), shared.features), image
-        )
+        step = timed(progress)
+        look, image = _look(prompt, t, seed, shared.limits), shared.picture(picture)
+        loaded = _loaded(shared, model, step)
+        ids = _ids(loaded, activations, shared.limits)
+        return components(features(loaded, image, look, ids, shared.features, step), image)
 
-    run.click(show, asked, pictures, api_name="components", scroll_to_output=True, **RUNS)
+    event = run.click(show, asked, pictures, api_name="components", scroll_to_output=True, **RUNS)
+    stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
 def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
@@ -114,13 +117,13 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
         "Bright is what the model takes for the same as one point. With a second picture, the ring in it is where the "
         "point is found again.", elem_classes="hint",
     )  # fmt: skip
-    second = upload("Second picture (may be empty)", height=200, elem_id="second")
+    second = upload("Second picture (may be empty)", height=200, elem_id="second", elem_classes="enlarged")
     _hovering(shared, [*asked, second])
     gr.Markdown("To the pixel: click on the picture, on the left, or on the answer below.", elem_classes="hint")
-    with gr.Row(equal_height=True):
+    with gr.Row():
         column = gr.Number(0, label="Column", precision=0, minimum=0)
         row = gr.Number(0, label="Row", precision=0, minimum=0)
-        run = gr.Button("Find this point", variant="primary")
+    run, stop = run_and_cancel("Find this point", "find")
     said = gr.Markdown(elem_classes="said", elem_id="matched")
     with gr.Row():
         here = gr.Image(label="In the picture", alt_text="similarity with the point", interactive=False, buttons=[])
@@ -130,7 +133,7 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
 
     find = _find(shared)
     inputs, outputs = [*asked, second, column, row], [here, there, said]
-    run.click(find, inputs, outputs, api_name="similar", **RUNS)
+    events: list[Any] = [run.click(find, inputs, outputs, api_name="similar", **RUNS)]
 
     def clicked(event: gr.SelectData) -> tuple[int, int]:
         return event.index[0], event.index[1]
@@ -148,12 +151,13 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
         asked[0].select(clicked, None, place, **quiet),
         here.select(clicked_again, asked[0], place, preprocess=False, **quiet),
     ):
-        point.then(find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS)
+        events.append(point.then(find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS))
+    stop.click(None, cancels=events, queue=False, api_visibility="private")
 
 
 def _hovering(shared: Shared, inputs: list[Any]) -> None:
     """Similarities under the pointer, after one run of the model."""
-    run = gr.Button("Hover over the picture", variant="primary", elem_id="prepare")
+    run, stop = run_and_cancel("Show similarities under the pointer", "prepare")
     view = gr.HTML(
         html_template=HOVER, js_on_load=Path(__file__).parent.with_name("hover.js").read_text(encoding="utf-8"),
         elem_id="hover",
@@ -161,15 +165,19 @@ def _hovering(shared: Shared, inputs: list[Any]) -> None:
 
     @plain
     def prepare(
-        picture: Any, model: str, prompt: str, t: float, seed: float, activations: list[str] | None, second: Any
-    ) -> str:
-        loaded, look = shared.models(model), _look(prompt, t, seed, shared.limits)
-        ids = _ids(loaded, activations, shared.limits)
+        picture: Any, model: str, prompt: str, t: float, seed: float, activations: list[str] | None, second: Any,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:  # fmt: skip
+        step = timed(progress)
+        look = _look(prompt, t, seed, shared.limits)
         pictures = [shared.picture(one) for one in ([picture, second] if second else [picture])]
-        shown = [(features(loaded, image, look, ids, shared.features), image) for image in pictures]
+        loaded = _loaded(shared, model, step)
+        ids = _ids(loaded, activations, shared.limits)
+        shown = [(features(loaded, image, look, ids, shared.features, step), image) for image in pictures]
         return hover(*shown[0], *shown[1:])
 
-    run.click(prepare, inputs, view, api_visibility="private", **RUNS)
+    event = run.click(prepare, inputs, view, api_visibility="private", **RUNS)
+    stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
 def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, Similar]]:
@@ -177,6 +185,7 @@ def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, Similar]]:
     def find(
         picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
         activations: list[str] | None = None, second: Any = None, column: float = 0, row: float = 0,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Similar:  # fmt: skip
         """Cosine similarity of one pixel with every pixel of its picture, and of a second one.
 
@@ -189,35 +198,37 @@ def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, Similar]]:
         Returns:
             Both pictures under their similarities, and what was found in words.
         """
-        limits = shared.limits
-        loaded, look = shared.models(model), _look(prompt, t, seed, limits)
-        ids = _ids(loaded, activations, limits)
+        limits, step = shared.limits, timed(progress)
+        look = _look(prompt, t, seed, limits)
         image, full = shared.picture(picture), uploads.full_size(picture, shared.folder, limits)
         point = (
             uploads.whole(column, "column", 0, full[0] - 1) * image.width // full[0],
             uploads.whole(row, "row", 0, full[1] - 1) * image.height // full[1],
         )
-        found = features(loaded, image, look, ids, shared.features)
+        loaded = _loaded(shared, model, step)
+        ids = _ids(loaded, activations, limits)
+        found = features(loaded, image, look, ids, shared.features, step)
         if second is None:
             return similar(found, image, point)
         other = shared.picture(second)
-        return similar(found, image, point, (features(loaded, other, look, ids, shared.features), other))
+        return similar(found, image, point, (features(loaded, other, look, ids, shared.features, step), other))
 
     return find
 
 
 def _attention_tab(shared: Shared, asked: list[Any]) -> None:
     gr.Markdown(
-        "Where the picture attends to a word of the prompt, in each layer; choose a layer to see its heads.",
+        "Where the picture attends to a word of the prompt, in each layer; choose a layer to see its heads. Each "
+        "picture is stretched by itself, from dark to bright.",
         elem_classes="hint",
     )
-    with gr.Row(equal_height=True):
+    with gr.Row():
         word = gr.Textbox("", label="Word", max_length=shared.limits.name, elem_id="word")
         layer = gr.Dropdown([ALL], value=ALL, label="Layer", allow_custom_value=True)
-        run = gr.Button("Show attention", variant="primary", elem_id="attention")
+    run, stop = run_and_cancel("Show attention", "attention")
     said = gr.Markdown(elem_classes="said")
     pictures = gr.Gallery(
-        label="Attention, each picture stretched by itself", columns=4, height="auto", object_fit="contain",
+        label="Attention", show_label=False, columns=3, height="auto", object_fit="contain",
         format="png", elem_classes="sharp", elem_id="attended",
     )  # fmt: skip
 
@@ -225,6 +236,7 @@ def _attention_tab(shared: Shared, asked: list[Any]) -> None:
     def show(
         picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
         word: str = "", layer: str = ALL,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, str, Any]:  # fmt: skip
         """How much every place of a picture attends to a word.
 
@@ -237,21 +249,31 @@ def _attention_tab(shared: Shared, asked: list[Any]) -> None:
         Returns:
             Pictures with titles, what the model was told, and the layers there are.
         """
-        limits = shared.limits
+        limits, step = shared.limits, timed(progress)
         one = uploads.text(word, "word", limits)
         if not one:
             raise ValueError("Write the word first.")
-        loaded, look = shared.models(model), _look(prompt, t, seed, limits)
-        image = shared.picture(picture)
-        told, maps = attention(loaded, image, look, one)
+        look, image = _look(prompt, t, seed, limits), shared.picture(picture)
+        told, maps = attention(_loaded(shared, model, step), image, look, one, step)
         drawn = layers(maps, image) if layer == ALL else heads(maps, layer, image)
         offered = [ALL, *(title for _, title in layers(maps, image))]
         return drawn, f"It read: {uploads.quoted(told)}", gr.Dropdown(choices=offered, value=layer)
 
     inputs, outputs = [*asked[:-1], word, layer], [pictures, said, layer]
-    run.click(show, inputs, outputs, api_name="attention", **RUNS)
-    word.submit(show, inputs, outputs, api_visibility="private", **RUNS)
-    layer.input(show, inputs, outputs, api_visibility="private", **RUNS)
+    events: list[Any] = [
+        run.click(show, inputs, outputs, api_name="attention", **RUNS),
+        word.submit(show, inputs, outputs, api_visibility="private", **RUNS),
+        layer.input(show, inputs, outputs, api_visibility="private", **RUNS),
+    ]
+    stop.click(None, cancels=events, queue=False, api_visibility="private")
+
+
+def _loaded(shared: Shared, model: str, step: Step) -> Loaded:
+    """A model; the step after it, the run, is the first whose duration can be told ahead."""
+    step(0.0, "Loading the model")
+    loaded = shared.models(model)
+    step(0.0, "Reading the picture")
+    return loaded
 
 
 def _look(prompt: object, t: object, seed: object, limits: Limits) -> Look:

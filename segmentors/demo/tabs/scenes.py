@@ -12,7 +12,7 @@ from diffusion_features.embedded.dataset import SPLITS
 from segmentors.training_free.pictures import palette
 
 from .. import uploads
-from ..boundary import plain
+from ..boundary import plain, timed
 from ..pictures import annotated, colour_map
 from ..scenes import LIMIT, overlap, scene, truth
 from ..segmenting import Question, answer
@@ -35,11 +35,15 @@ def build(shared: Shared) -> None:
         caption = gr.Checkbox(False, label="Tell the model the scene's caption", scale=2)
         model = gr.Dropdown([*names], value=names[0], label="Model", visible=len(names) > 1, filterable=False, scale=2)
     with gr.Row():
-        draw = gr.Button("Draw and segment this one", elem_id="draw")
-        another = gr.Button("Another one", variant="primary")
+        stop = gr.Button("Cancel", min_width=90, scale=1, elem_id="cancel-draw")
+        draw = gr.Button("Draw and segment this one", min_width=160, scale=3, elem_id="draw")
+        another = gr.Button("Another one", variant="primary", min_width=160, scale=3, elem_id="another")
     said = gr.Markdown(elem_classes="said")
     with gr.Row():
-        drawn = gr.Image(label="Scene", alt_text="the drawn scene", interactive=False, buttons=[], min_width=220)
+        drawn = gr.Image(
+            label="Scene", alt_text="the drawn scene", interactive=False, buttons=[], min_width=220,
+            elem_id="drawn", elem_classes="enlarged",
+        )  # fmt: skip
         true = gr.AnnotatedImage(label="Truth", elem_classes="labels", buttons=[], min_width=220)
         found = gr.AnnotatedImage(label="Found", elem_classes="labels", buttons=[], min_width=220)
     table = gr.Dataframe(
@@ -47,17 +51,22 @@ def build(shared: Shared) -> None:
     )
     run = _run(shared)
     outputs = [drawn, true, found, table, said]
-    draw.click(run, [kind, number, caption, model], outputs, api_name="scene", **RUNS)
-    another.click(lambda: secrets.randbelow(LIMIT), None, number, queue=False, api_visibility="private").then(
-        run, [kind, number, caption, model], outputs, api_visibility="private", **RUNS
-    )
+    asked = [kind, number, caption, model]
+    events: list[Any] = [
+        draw.click(run, asked, outputs, api_name="scene", **RUNS),
+        another.click(lambda: secrets.randbelow(LIMIT), None, number, queue=False, api_visibility="private").then(
+            run, asked, outputs, api_visibility="private", **RUNS
+        ),
+    ]
+    stop.click(None, cancels=events, queue=False, api_visibility="private")
 
 
 def _run(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
     @plain
     def run(
-        kind: str, number: float = 0, caption: bool = False, model: str = shared.models.names[0]
-    ) -> tuple[Any, ...]:
+        kind: str, number: float = 0, caption: bool = False, model: str = shared.models.names[0],
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:  # fmt: skip
         """Draw a scene, segment it with the names of what is in it, and compare with the truth.
 
         Args:
@@ -69,9 +78,14 @@ def _run(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
         Returns:
             The scene, the truth and the result as annotated pictures, the IoU of each class, and their mean in words.
         """
+        step = timed(progress)
+        step(0.0, "Drawing the scene")
         one = scene(uploads.one_of(kind, "kind of scene", KINDS), uploads.whole(number, "number", 0, LIMIT - 1))
         question = Question(one.image, one.classes, caption=one.caption if caption else None)
-        found = answer(shared.models(model), question, shared.runs)
+        step(0.0, "Loading the model")
+        loaded = shared.models(model)
+        step(0.0, "Reading the words")
+        found = answer(loaded, question, shared.runs, step)
         each = overlap(found.labels, truth(one), len(one.classes))
         colours = colour_map(one.classes, palette(one.classes))
         masks = [annotated(one.image, labels, one.classes, OPACITY) for labels in (truth(one), found.labels)]

@@ -19,7 +19,7 @@ from segmentors.training_free.pictures import palette
 from segmentors.training_free.rescaling import Rescale
 
 from .. import uploads
-from ..boundary import plain, timed, upload
+from ..boundary import plain, run_and_cancel, timed, upload
 from ..pictures import annotated, colour_map, covered, score_maps
 from ..scenes import scene
 from ..segmenting import Answer, Question, answer
@@ -40,19 +40,17 @@ def build(shared: Shared) -> None:
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
             asked = _inputs(shared)
-            with gr.Row():
-                stop = gr.Button("Cancel", min_width=90, scale=1, elem_id="cancel")
-                run = gr.Button("Segment", variant="primary", min_width=160, scale=3, elem_id="run")
+            run, stop = run_and_cancel("Segment", "run")
+            _examples(shared, asked)
         with gr.Column(scale=7, min_width=300):
             shown, opacity = _outputs()
-    _examples(shared, asked)
     _events(shared, [*asked, opacity], shown, run, stop)
 
 
 def _inputs(shared: Shared) -> list[Any]:
     """In the order in which ``segment`` takes them."""
     limits, names = shared.limits, shared.models.names
-    picture = upload("Picture", height=320, elem_id="picture")
+    picture = upload("Picture", height=320, elem_id="picture", elem_classes="enlarged")
     words: dict[str, Any] = dict(choices=_known(), multiselect=True, allow_custom_value=True, value=[])
     classes = gr.Dropdown(
         **words, label="Classes", info="What to look for: write a word, press Enter.", elem_id="classes"
@@ -98,10 +96,17 @@ def _outputs() -> tuple[list[Any], gr.Slider]:
     said = gr.Markdown("Choose a picture or an example, and name what to look for.", elem_classes="said")
     opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the colours", elem_id="opacity")
     with gr.Tab("Compare"):
-        compared = gr.ImageSlider(label="Left: plain attention. Right: weighted, rescaled", buttons=["fullscreen"])
+        gr.Markdown(
+            "Left of the slider: plain attention. Right: its heads and layers weighted, its scores rescaled.",
+            elem_classes="hint",
+        )
+        compared = gr.ImageSlider(
+            label="Plain attention and ours", show_label=False, buttons=["fullscreen"], elem_id="compared"
+        )
     with gr.Tab("Scores"):
+        gr.Markdown("The score of each class: dark for 0, bright for 1.", elem_classes="hint")
         maps = gr.Gallery(
-            label="Dark for 0, bright for 1", columns=4, height="auto", object_fit="contain", format="png",
+            label="Scores", show_label=False, columns=4, height="auto", object_fit="contain", format="png",
             elem_classes="sharp", elem_id="scores",
         )  # fmt: skip
     with gr.Tab("Layers"):

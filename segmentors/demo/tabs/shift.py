@@ -10,7 +10,7 @@ import gradio as gr
 from diffusion_features.suppression.gate import RULE
 
 from .. import uploads
-from ..boundary import plain, timed, upload
+from ..boundary import plain, run_and_cancel, timed, upload
 from ..looking import Look
 from ..shared import RUNS, Shared
 from ..shifting import DENOISE, FINER, GUIDED, WORDS, Shift, offered, test
@@ -21,7 +21,7 @@ Techniques made for generation can hold them. The test repaints the picture from
 and compares the edges of features; the table says which are worth using.
 """
 FIRST = [FINER, DENOISE, GUIDED]
-T, DRAWS, MOST_DRAWS, SEEDS = 50, 3, 8, 2**31 - 1
+T, DRAWS, MOST_DRAWS, SEEDS = 50, 2, 8, 2**31 - 1
 
 
 def build(shared: Shared) -> None:
@@ -29,14 +29,12 @@ def build(shared: Shared) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             asked = _inputs(shared)
-            with gr.Row():
-                stop = gr.Button("Cancel", min_width=90, scale=1, elem_id="cancel-gate")
-                run = gr.Button("Test", variant="primary", min_width=160, scale=3, elem_id="gate")
+            run, stop = run_and_cancel("Test", "gate")
         with gr.Column(scale=8, min_width=300):
             said = gr.Markdown("The test takes a while; more techniques and draws take longer.", elem_classes="said")
             pictures = gr.Gallery(
-                label="Repainted by the model", columns=3, height="auto", object_fit="contain", format="png",
-                elem_id="repainted",
+                label="Repainted by the model", show_label=False, columns=3, height="auto", object_fit="contain",
+                format="png", elem_id="repainted",
             )  # fmt: skip
             table = gr.Dataframe(
                 headers=["technique", "recommendation", "gain in SSIM", "gain in Laplacian score"],
@@ -51,9 +49,11 @@ def build(shared: Shared) -> None:
 def _inputs(shared: Shared) -> list[Any]:
     """In the order in which ``gate`` takes them."""
     names = shared.models.names
-    picture = upload("Picture to test on", height=300, elem_id="tested")
+    picture = upload("Picture to test on", height=300, elem_id="tested", elem_classes="enlarged")
     model = gr.Dropdown([*names], value=names[0], label="Model", visible=len(names) > 1, filterable=False)
-    prompt = gr.Textbox("", label="Prompt", info="What the picture shows.", max_length=shared.limits.text)
+    prompt = gr.Textbox(
+        "", label="Prompt", info="What the picture shows; guidance needs it.", max_length=shared.limits.text
+    )
     chosen = gr.Dropdown(
         FIRST, value=FIRST, multiselect=True, label="Techniques", allow_custom_value=True, elem_id="techniques"
     )
