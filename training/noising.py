@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from listening import listening, resolutions
 from torch import Generator, Tensor, nn
 
 NOISE: Final[dict[str, Any]] = {
@@ -37,7 +35,6 @@ class Denoising(nn.Module):
         noise: Tensor,
         hint: Tensor | None = None,
         silent: Tensor | None = None,
-        heard: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return "loss", weighted, and "plain", the mean squared error of the predicted noise (scalars).
 
@@ -48,7 +45,6 @@ class Denoising(nn.Module):
             hint: [N, 3, H, W] in [0, 1], for a ControlNet.
             silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
                 how far the text encoder's are from these, "spoken", is part of the loss.
-            heard: bool [N, resolutions], those whose layers read the caption; with ``silent`` only. See ``listening``.
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says
@@ -62,8 +58,7 @@ class Denoising(nn.Module):
             nothing = self.read(empty)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
             text = torch.where(silent[..., None], nothing, text)
-        with nullcontext() if heard is None else listening(resolutions(self.unet), heard, nothing):
-            predicted = self.predict(noisy, t, text, ids, hint)
+        predicted = self.predict(noisy, t, text, ids, hint)
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-import listening
 import torch
 import words
 from data import Captioned, latents
@@ -117,23 +116,17 @@ def main() -> None:
     """Train from the command line."""
     parser = arguments(__doc__)
     parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
-    parser.add_argument("--alone", action="store_true", help="most captions are read at one resolution alone")
     options = parser.parse_args()
     torch.manual_seed(SEED)
     with first():
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
         sets = {name: Captioned(latents(name, vae), load(name)[1], words, TOKENS) for name in (*BATCH, "validation")}
     module = Denoising(*networks(words))
-    groups = len(listening.resolutions(module.unet))
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]
         drawn = [sets[name].draw(round(BATCH[name] * share), generator) for name in due]
-        made = [noised(x, ids, generator) | {"silent": padding(ids)} for _, x, ids in drawn]
-        if options.alone:
-            for batch in made:
-                batch["heard"] = listening.drawn(len(batch["t"]), groups, generator)
-        return made
+        return [noised(x, ids, generator) | {"silent": padding(ids)} for _, x, ids in drawn]
 
     def measure() -> dict[str, float]:
         samples(pipeline(module, words, torch.float32), PROMPTS[:COLUMNS], steps=10).save(options.runs / "unet.png")
