@@ -168,11 +168,13 @@ def test_content_shift_is_tested(page: Any, file: Path) -> None:
     put(page, "#tested", file)
     page.get_by_label("Draws of noise").fill("2")
     page.locator("#gate").click()
-    page.locator(".progress-level-inner").get_by_text("Finer prompt").first.wait_for()  # the steps have names
+    step = page.locator(".progress-level-inner").get_by_text("Finer prompt").first  # the steps have names
+    step.wait_for(timeout=5 * PATIENCE)
     page.locator("#repainted img").nth(4).wait_for(timeout=5 * PATIENCE)  # dozens of runs of the model
     said(page, "guidance and denoise · SSIM")
     gains = page.locator("#gains")
-    gains.get_by_text("guidance and denoise").first.wait_for()
+    # Gradio measures its columns with a hidden copy of the table.
+    gains.get_by_text("guidance and denoise").locator("visible=true").first.wait_for()
     words = gains.inner_text()
     assert sum(words.count(verdict) for verdict in ("use", "no effect", "harmful")) >= 3, words
     page.evaluate("scrollTo(0, 0)")

@@ -39,6 +39,7 @@ def build(shared: Shared) -> None:
             table = gr.Dataframe(
                 headers=["technique", "recommendation", "gain in SSIM", "gain in Laplacian score"],
                 label="Gain over the model alone, with its 95% interval", interactive=False, wrap=True, elem_id="gains",
+                column_widths=["19%", "19%", "31%", "31%"],
             )  # fmt: skip
             with gr.Accordion("What the words mean", open=False):
                 gr.Markdown(f"{RULE[0].upper()}{RULE[1:]}", elem_classes="hint")
