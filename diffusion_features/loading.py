@@ -38,6 +38,7 @@ from safetensors import SafetensorError, safe_open
 
 from .activations import COMPOSED, Spec, names, presets, select
 from .families import denoiser_classes, family_of, list_activations, refusal
+from .in_turn import in_turn
 from .memory import sizes_of, too_large
 from .truncating import blocks_of, load_part, mark_truncated, outline, unneeded_blocks
 
@@ -59,6 +60,7 @@ class LoadError(OSError):
     """A model could not be loaded; the message says why and what to do."""
 
 
+@in_turn
 def load_pipeline(
     model: str | os.PathLike[str],
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,14 @@ def test_connection_cut_for_good_says_to_run_again(hub: Hub, loader: Loader, fol
     assert loader.load(repo)["conv_in"] == pytest.approx(conv_in(folder))
     assert "vae/diffusion_pytorch_model.safetensors" not in hub.downloaded(repo)
     loader.messages()
+
+
+def test_threads_that_load_at_once(folder: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        pipes = list(pool.map(lambda _: load_pipeline(folder), range(4)))
+    expected = pipes[0].unet.state_dict()
+    for pipe in pipes[1:]:
+        assert all(torch.equal(value, expected[name]) for name, value in pipe.unet.state_dict().items())
 
 
 def test_unreachable_hub(hub: Hub, loader: Loader, folder: Path) -> None:

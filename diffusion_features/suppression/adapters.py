@@ -14,6 +14,7 @@ import diffusers
 from torch import nn
 
 from ..families import unwrap
+from ..in_turn import in_turn
 from ..truncating import untruncated
 
 OFFLOADING = ("_hf_hook", "_old_forward", "forward", "_diffusers_hook")
@@ -153,6 +154,7 @@ def _refuse_fused(pipe: Any) -> None:
         raise ValueError("the pipeline's own adapters are fused into its weights: call pipe.unfuse_lora() first")
 
 
+@in_turn
 def _load(pipe: Any, file: Path, name: str, pickle: bool) -> None:
     """Loads a LoRA through diffusers, as an adapter of this name."""
     with loading(file):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families import unwrap
+from ..in_turn import in_turn
 from ..loading import PICKLES, LoadError, resolve
 from .conditions import NAMED, Condition, checked, precomputed
 from .control_models import KINDS, Kind, call_control
@@ -138,6 +139,7 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
+@in_turn
 def load_control(model: str | os.PathLike[str], kind: Kind, dtype: torch.dtype, pickle: bool) -> Any:
     """A ControlNet from a folder, a ``.safetensors`` file or a hub id, frozen and in eval mode.
 

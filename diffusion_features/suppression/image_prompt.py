@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..families import unwrap
+from ..in_turn import in_turn
 from ..loading import LoadError, resolve
 from .adapters import loading
 from .once import once
@@ -122,6 +123,7 @@ class IPAdapter(Technique):
         return source, os.path.normpath(Path(self.weight_name).parent / self.image_encoder)
 
 
+@in_turn
 def _load_encoder(source: str, folder: str, dtype: torch.dtype, pickle: bool) -> nn.Module:
     """The image encoder, frozen.
 
@@ -144,6 +146,7 @@ def _load_encoder(source: str, folder: str, dtype: torch.dtype, pickle: bool) ->
     return encoder.requires_grad_(False).eval()
 
 
+@in_turn
 def _load(pipe: Any, file: Path, encoder: nn.Module, pickle: bool) -> _Parts:
     """Loads an IP-Adapter through diffusers, and takes it off again.
 

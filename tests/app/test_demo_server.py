@@ -23,9 +23,10 @@ from PIL import Image
 from diffusion_features import FeatureExtractor
 from diffusion_features.embedded import render
 from segmentors import TrainingFreeSegmentor
-from segmentors.demo import Settings, running, shifting
+from segmentors.demo import Settings, running, scenes, shifting
 from segmentors.demo.looking import Look
 from segmentors.demo.models import Models
+from segmentors.training_free.encoders import fits
 from segmentors.training_free.pictures import palette
 from tests.app.hostile import BROKEN
 from tests.app.serving import Server
@@ -73,6 +74,16 @@ def test_gate_is_that_of_the_package(client: Client, server: Server, tiny_model:
     assert [one["caption"] for one in drawn] == [title for _, title in expected.pictures]
     for one, (image, _) in zip(drawn, expected.pictures, strict=True):
         assert np.array_equal(np.array(Image.open(one["image"])), np.array(image))
+
+
+def test_a_scene_whose_caption_is_too_long_is_told_its_beginning(client: Client) -> None:
+    segmentor = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"))
+    number, scene = next(
+        (n, one) for n in range(1024) if not fits(segmentor.parts, (one := scenes.scene("test", n)).caption)
+    )
+    *_, table, said = client.predict("test", number, True, api_name="/scene")
+    assert [row[0] for row in table["data"]] == [*scene.classes] and "Mean IoU" in said
+    assert scene.caption in said
 
 
 def question(number: int, server: Server, pictures: list[str]) -> Callable[[Client], Any]:

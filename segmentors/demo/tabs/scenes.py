@@ -10,6 +10,7 @@ import gradio as gr
 
 from diffusion_features.embedded.dataset import SPLITS
 from segmentors.training_free.pictures import palette
+from segmentors.training_free.prompts import shortened
 
 from .. import uploads
 from ..boundary import plain, timed
@@ -72,7 +73,7 @@ def _run(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
         Args:
             kind: "validation", "test" or "held-out".
             number: of the scene among its kind, from 0.
-            caption: whether the model is told the scene's caption too.
+            caption: whether the model is told the scene's caption too, as much of it as it reads.
             model: one of those that the page offers.
 
         Returns:
@@ -81,9 +82,10 @@ def _run(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
         step = timed(progress)
         step(0.0, "Drawing the scene")
         one = scene(uploads.one_of(kind, "kind of scene", KINDS), uploads.whole(number, "number", 0, LIMIT - 1))
-        question = Question(one.image, one.classes, caption=one.caption if caption else None)
         step(0.0, "Loading the model")
         loaded = shared.models(model)
+        told = shortened(loaded.segmentor.parts, one.caption) if caption else None
+        question = Question(one.image, one.classes, caption=told)
         step(0.0, "Reading the words")
         found = answer(loaded, question, shared.runs, step)
         each = overlap(found.labels, truth(one), len(one.classes))
