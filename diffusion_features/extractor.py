@@ -207,9 +207,10 @@ class FeatureExtractor(nn.Module):
     @property
     def feature_info(self) -> dict[str, FeatureInfo]:
         """id → channels, stride in image pixels and kind, of the default activations."""
-        return {a.id: self._info(a) for a in self.activations}
+        return {a.id: self.info(a) for a in self.activations}
 
-    def _info(self, activation: Activation) -> FeatureInfo:
+    def info(self, activation: Activation) -> FeatureInfo:
+        """Channels, stride in image pixels and kind of one of ``available``, or of ``attn`` or ``vae-out``."""
         if activation.id == "vae-out":
             return FeatureInfo(activation.channels, 1, activation.kind)
         if activation.id == "attn":

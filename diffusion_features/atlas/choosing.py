@@ -69,16 +69,16 @@ def choose(
 
 
 def score(entry: Entry) -> float:
-    """A rank without labels: how fine the signal is, where it is clean, (1 - noise) · frequency / stride, in cycles a
-    denoiser cell. Among activations that are not noisy, finer ones tell more things apart."""
-    return (1 - entry.properties.noise) * entry.properties.frequency / (entry.activation.stride or 1)
+    """A rank without labels: how fine the signal is, where it is clean, (1 - noise) · frequency / stride, in cycles an
+    image pixel. Among activations that are not noisy, finer ones tell more things apart."""
+    return (1 - entry.properties.noise) * entry.properties.frequency / entry.stride
 
 
 def preset(entries: Sequence[Entry], scores: Mapping[str, float]) -> list[str]:
     """The best of each grid that ``scores`` (id -> any score, higher is better) knows, coarse to fine."""
     best: dict[int, str] = {}
     for entry in entries:
-        id, stride = entry.activation.id, entry.activation.stride or 0
+        id, stride = entry.activation.id, entry.stride
         if id in scores and (stride not in best or scores[id] > scores[best[stride]]):
             best[stride] = id
     return [best[stride] for stride in sorted(best, reverse=True)]
@@ -86,9 +86,9 @@ def preset(entries: Sequence[Entry], scores: Mapping[str, float]) -> list[str]:
 
 def granularity(entries: Sequence[Entry]) -> dict[str, int]:
     """Each activation's place in the order of frequency, coarse to fine from 1, among those of its own grid."""
-    grids: dict[int | None, list[Entry]] = {}
+    grids: dict[int, list[Entry]] = {}
     for entry in entries:
-        grids.setdefault(entry.activation.stride, []).append(entry)
+        grids.setdefault(entry.stride, []).append(entry)
     return {
         entry.activation.id: place
         for group in grids.values()

@@ -22,11 +22,13 @@ DRAWS = 4
 
 @dataclass(frozen=True)
 class Entry:
-    """An activation, its properties (the mean over images), and the principal components of its first image."""
+    """An activation, its properties (the mean over images), the principal components of its first image, and the side
+    of its cells in image pixels."""
 
     activation: Activation
     properties: Properties
     picture: Image.Image
+    stride: int
 
 
 def measure(
@@ -78,7 +80,7 @@ def measure(
         seeds = range(seed + number * draws, seed + (number + 1) * draws)
         fx.stream([image] * draws, note, prompt, t=t, seed=seeds, activations=ids, size=size)
         done()
-    return [Entry(a, _mean(found[a.id]), pictures[a.id]) for a in activations]
+    return [Entry(a, _mean(found[a.id]), pictures[a.id], fx.info(a).stride or 1) for a in activations]
 
 
 def _mean(found: Sequence[Properties]) -> Properties:

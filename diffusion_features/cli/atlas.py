@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         half = len(labelled) // 2
         probed = probe(fx, labelled[:half], labelled[half:], [*choice.shortlist], t=t, seed=args.seed)
     wanted = preset(entries, probed) if probed else list(choice.preset)
-    rows = _rows(fx, entries, choice, probed)
+    rows = _rows(entries, choice, probed)
     args.output.mkdir(parents=True, exist_ok=True)
     about = {"model": args.model, "t": t, "seed": args.seed, "images": [item.key for item in found]}
     _publish(args.output / "atlas.json", lambda part: _write(part, {**about, "preset": wanted, "activations": rows}))
@@ -149,18 +149,16 @@ def _labelled(found: Sequence[Item], folder: Path) -> list[Labelled]:
     return labelled
 
 
-def _rows(
-    fx: FeatureExtractor, entries: Sequence[Entry], choice: Choice, probed: dict[str, float]
-) -> list[dict[str, Any]]:
+def _rows(entries: Sequence[Entry], choice: Choice, probed: dict[str, float]) -> list[dict[str, Any]]:
     """What atlas.json says of each activation; strides are in image pixels."""
     from diffusion_features.atlas import granularity
 
-    order, info = granularity(entries), fx.feature_info
+    order = granularity(entries)
     rows = []
     for entry in entries:
         id = entry.activation.id
         rows.append({
-            "id": id, "channels": entry.activation.channels, "stride": info[id].stride,
+            "id": id, "channels": entry.activation.channels, "stride": entry.stride,
             **entry.properties._asdict(), "order": order[id], "dropped": choice.dropped.get(id),
             "score": choice.shortlist.get(id), "probe": probed.get(id),
         })  # fmt: skip

@@ -32,6 +32,7 @@ from diffusion_features.atlas import probing as probing_module
 from diffusion_features.atlas.page import TILE, page, place_and_kind
 from diffusion_features.atlas.probing import Ridge, mean_iou
 from diffusion_features.cli import main
+from diffusion_features.extractor import FeatureInfo
 from tests.tiny import save_sd15, sd15_pipe
 
 IDS = ["up-level1-repeat0-res-out", "up-level2-repeat1-vit-block0-cross-q", "up-level3-repeat0-vit-block0-out"]
@@ -138,7 +139,8 @@ def test_ignored_pixels_count_nowhere():
 
 
 def entry(id: str, stride: int, *numbers: float) -> Entry:
-    return Entry(Activation(id, "spatial", "m", "output", 8, stride), Properties(*numbers), Image.new("RGB", (2, 2)))
+    activation = Activation(id, "spatial", "m", "output", 8, stride)
+    return Entry(activation, Properties(*numbers), Image.new("RGB", (2, 2)), 4 * stride)
 
 
 ENTRIES = [
@@ -157,7 +159,7 @@ def test_the_choice_by_hand():
         "b-noisy-out": "noise: 0.500 > 0.1", "b-local-q": "locality: 0.900 > 0.4", "b-kind-out": "noise: an increment",
     }  # fmt: skip
     assert [*choice.shortlist] == ["b-fine-out", "a-clean-out", "a-poor-out"]
-    assert choice.shortlist["b-fine-out"] == pytest.approx(0.95 * 0.3 / 2)
+    assert choice.shortlist["b-fine-out"] == pytest.approx(0.95 * 0.3 / 8)  # two cells of four pixels
     assert choice.preset == ["a-clean-out", "b-fine-out"]
     assert preset(ENTRIES, {"a-poor-out": 0.5, "a-clean-out": 0.4}) == ["a-poor-out"]
     assert granularity(ENTRIES) == {
@@ -185,6 +187,9 @@ class Mixed:
         self.noise["up-level1-repeat2-vit-block0-ffn-inner"] = 0.0
         self.best = [*self.noise][-1]
         self.available = [Activation(id, "spatial", "m", "output", 3, 2) for id in self.noise]
+
+    def info(self, activation):
+        return FeatureInfo(activation.channels, 4 * activation.stride, activation.kind)
 
     def stream(self, images, reduce, prompt, *, t, seed, activations, size):
         several = isinstance(images, list)
@@ -253,6 +258,19 @@ def test_the_command(tmp_path, capsys):
 
     assert main([*map(str, command[:-6]), "--masks", str(tmp_path / "nowhere")]) == 2
     assert "there is no mask" in capsys.readouterr().err
+
+
+def test_composed_activations_are_ranked_by_their_own_cells():
+    ids = ["attn", "up-level2-repeat1-vit-block0-cross-q"]
+    fx = FeatureExtractor.from_pipe(sd15_pipe(), ids)
+    measured = {entry.activation.id: entry for entry in measure(fx, [picture(0)], fx.activations, [""], size=64)}
+    composed, plain = (measured[id] for id in ids)
+    assert (composed.stride, plain.stride) == (8, 16)
+    expected = (1 - composed.properties.noise) * composed.properties.frequency / 8
+    choice = choose([composed, plain], Limits(1, 1), {}, 2)
+    assert choice.shortlist["attn"] == pytest.approx(expected)
+    assert granularity([composed, plain]) == dict.fromkeys(ids, 1)  # alone in their grids
+    assert preset([composed, plain], choice.shortlist) == ids[::-1]
 
 
 def test_limits_are_said_as_they_are(capsys):
