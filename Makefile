@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO := outputs/demo
+SHOTS := DEMO_SCREENSHOTS=$(CURDIR)/outputs/screenshots
 
 .PHONY: install demo test test-full reproduce clean
 
@@ -20,17 +21,17 @@ demo: install  ## features of a real photograph and of a drawn scene, as picture
 	$(BIN)/diffusion-features visualize "$$photo" $(DEMO)/scenes/img_dir/test --model embedded --output $(DEMO) && \
 	echo "The pictures are $(CURDIR)/$(DEMO)/*.png; they took $$(( $$(date +%s) - begin )) s."
 
-test: install  ## style, types, tests
+test: install  ## style, types, tests; screenshots of the demo go to outputs/screenshots
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(SHOTS) $(BIN)/python -m pytest -n auto
 
 test-full: install  ## the slow tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ''
+	OMP_NUM_THREADS=1 $(SHOTS) $(BIN)/python -m pytest -n auto -m ''
 
 reproduce: install  ## every figure of docs/reproduction.md; hours, but killed it goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,14 @@ def legend(page: Any) -> set[str]:
     """The names in the legend of the result."""
     page.locator("#result img").first.wait_for()
     return {text.strip() for text in page.locator("#result .legend-item").all_inner_texts()}
+
+
+def shoot(page: Any, name: str) -> None:
+    """Keep a picture of the window in the folder that DEMO_SCREENSHOTS names, if it is set."""
+    if folder := os.environ.get("DEMO_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(1000)  # pictures fade in
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=False)
 
 
 def expected(scene: Scene, names: list[str], caption: str | None = None) -> Any:

@@ -7,7 +7,6 @@ Screenshots go to the folder that DEMO_SCREENSHOTS names, if it is set; those of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 
 from diffusion_features.embedded import Scene, render
-from tests.app.browsing import PATIENCE, browsing, choose, expected, found, legend, put, said, visit
+from tests.app.browsing import PATIENCE, browsing, choose, expected, found, legend, put, said, shoot, visit
 from tests.app.serving import Server
 
 pytestmark = pytest.mark.slow  # minutes, and it needs a browser
@@ -48,12 +47,6 @@ def file(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("uploads") / "scene.png"
     scene.image.save(file)
     return file
-
-
-def shoot(page: Any, name: str) -> None:
-    if folder := os.environ.get("DEMO_SCREENSHOTS"):
-        page.wait_for_timeout(1000)  # pictures fade in
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=False)
 
 
 def tab(page: Any, name: str) -> None:

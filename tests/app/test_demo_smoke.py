@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_features.embedded import render
-from tests.app.browsing import browsing, choose, expected, found, legend, put, visit
+from tests.app.browsing import browsing, choose, expected, found, legend, put, shoot, visit
 from tests.app.serving import Server
 
 
@@ -17,3 +17,4 @@ def test_a_visitor_segments_a_scene(server: Server, tmp_path: Path) -> None:
         choose(page, "#classes", *scene.classes)
         page.locator("#run").click()
         assert legend(page) == found(expected(scene, [*scene.classes]))
+        shoot(page, "app_smoke")
