@@ -46,14 +46,16 @@ RUNS = {
     "suppression": "suppression.py",
     "segment": "segment.py --split test held-out --t 100",
 }
+ADAPTERS = {"suppression": ("canny", "lora")}
 NONE = "not measured"
 PLACE = re.compile(r"\{\{(\w+): (.+?)\}\}")
 
 
-def weights() -> str:
-    """Digest of the weights that the figures depend on."""
+def weights(name: str) -> str:
+    """Digest of the weights that the figures of a benchmark depend on: the model's, and of its adapters' where used."""
+    folders = [embedded(), *(embedded().parent / part for part in ADAPTERS.get(name, ()))]
     digest = hashlib.sha256()
-    for file in sorted(embedded().rglob("*.safetensors")):
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.safetensors"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -140,13 +142,13 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in RUNS]:
         parser.error(f"there is no benchmark {unknown[0]!r}, but {', '.join(RUNS)}")
-    of, failed = weights(), []
+    failed = []
     for name in [] if options.page else options.names or RUNS:
-        if measured(name, of) is None:
+        if measured(name, of := weights(name)) is None:
             print(f"{name}: python benchmarks/{RUNS[name]}", flush=True)
             if not run(name, of):
                 failed.append(name)
-    text = page(TEMPLATE.read_text(encoding="utf-8"), {name: measured(name, of) for name in RUNS})
+    text = page(TEMPLATE.read_text(encoding="utf-8"), {name: measured(name, weights(name)) for name in RUNS})
     part = PAGE.with_name(PAGE.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(PAGE)

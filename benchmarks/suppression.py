@@ -184,18 +184,49 @@ def value(record: Record, target: str, weights: Tensor, pairs: Sequence[Pair]) -
     return weights @ each / weights.sum(1) if each is not None else torch.full((len(weights),), torch.nan)
 
 
+def resampled(scenes: int) -> Tensor:
+    """How often each scene counts: once, and in ``DRAWS`` more rows as often as it is drawn, with replacement."""
+    drawn = torch.randint(scenes, (DRAWS, scenes), generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(1 + DRAWS, scenes, dtype=torch.float64)
+    weights[1:] = torch.zeros(DRAWS, scenes, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(drawn.shape).double()
+    )
+    return weights
+
+
+def gains(records: Sequence[Record], pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
+    """What each technique adds: its name → target → the difference, with its 95% interval over scenes.
+
+    Means over activations, t and seeds; over the model alone, or over what is named: guidance over the denoising that
+    it needs, all together over each single one.
+    """
+    weights, names = resampled(len(records[0].edges)), dict.fromkeys(r.technique for r in records)
+    pairs_of_names = {name: (name, "denoise" if name == "cfg" else BASE) for name in names if name != BASE}
+    if "all" in names:
+        pairs_of_names |= {f"all, over {one}": ("all", one) for one in MIXED[1:] if one in names}
+
+    def mean(name: str, target: str) -> Tensor:
+        return torch.stack([value(r, target, weights, pairs) for r in records if r.technique == name]).mean(0)
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, (own, other) in pairs_of_names.items():
+        found[name] = {}
+        for target in (*TARGETS, "edges"):
+            difference = mean(own, target) - mean(other, target)
+            found[name][target] = {
+                "difference": float(difference[0]),
+                "interval": np.nanpercentile(difference[1:], (2.5, 97.5)).tolist(),
+            }
+    return found
+
+
 def foreseen(records: Sequence[Record], target: str, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Spearman's ρ of the gain in Laplacian score with the gain in ``target``, over the model alone.
 
     Over techniques, activations and t, gains being means over seeds; with the 95% interval when scenes are drawn anew,
     each with all that was measured on it.
     """
-    scenes = len(records[0].edges)
-    drawn = torch.randint(scenes, (DRAWS, scenes), generator=torch.Generator().manual_seed(0))
-    weights = torch.ones(1 + DRAWS, scenes, dtype=torch.float64)
-    weights[1:] = torch.zeros(DRAWS, scenes, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(drawn.shape).double()
-    )
+    weights = resampled(len(records[0].edges))
     base = {(r.activation, r.t, r.seed): r for r in records if r.technique == BASE}
     gains: dict[tuple[str, str, int], list[Tensor]] = {}
     for r in records:
@@ -311,11 +342,24 @@ def run(fx: FeatureExtractor, test: Sequence[Scene], options: argparse.Namespace
     rows, columns = summary(records, pairs), (*TARGETS, "edges", "score")
     cells = [[r["technique"], str(r["t"]), *("" if r[c] is None else shown(r[c]) for c in columns)] for r in rows]
     print(table(["technique", "t", *columns], cells))
+    added = gains(records, pairs)
+    for name, by_target in added.items():
+        print(f"{name}: " + ", ".join(
+            f"{target} {found['difference']:+.3f} ({found['interval'][0]:+.3f} to {found['interval'][1]:+.3f})"
+            for target, found in by_target.items()
+        ))  # fmt: skip
     gate = {target: foreseen(records, target, pairs) for target in TARGETS}
     for target, found in gate.items():
         low, high = found["interval"]
         print(f"score against {target}: rho {found['rho']:.2f} ({low:.2f} to {high:.2f}) over {found['gains']} gains")
-    return {"rows": rows, "gate": gate, "scenes": len(test), "pairs": len(pairs), "seeds": options.seeds}
+    return {
+        "rows": rows,
+        "gains": added,
+        "gate": gate,
+        "scenes": len(test),
+        "pairs": len(pairs),
+        "seeds": options.seeds,
+    }
 
 
 if __name__ == "__main__":

@@ -68,8 +68,7 @@ def test_a_wrong_place_is_an_error():
 
 def test_the_page_is_the_template_filled():
     """Who changes one of the two, or the results: ``python benchmarks/reproduce.py --page``."""
-    of = reproduce.weights()
-    results = {name: reproduce.measured(name, of) for name in reproduce.RUNS}
+    results = {name: reproduce.measured(name, reproduce.weights(name)) for name in reproduce.RUNS}
     assert reproduce.PAGE.read_text() == reproduce.page(reproduce.TEMPLATE.read_text(), results)
 
 
@@ -95,7 +94,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RUNS", {"a": "one.py a", "b": "one.py b"})
     for function in (reproduce.measured, reproduce.run):
         monkeypatch.setattr(function, "__defaults__", (tmp_path / "results",))
-    monkeypatch.setattr(reproduce, "weights", lambda: (tmp_path / "weights").read_text())
+    monkeypatch.setattr(reproduce, "weights", lambda name: (tmp_path / "weights").read_text())
     monkeypatch.setattr(sys, "argv", ["reproduce.py"])
     (tmp_path / "weights").write_text("first")
     return tmp_path
