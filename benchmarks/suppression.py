@@ -13,6 +13,7 @@ Guidance needs steps to act on, so ``cfg`` is to be compared with ``denoise``. T
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import tempfile
@@ -338,7 +339,10 @@ def run(fx: FeatureExtractor, test: Sequence[Scene], options: argparse.Namespace
     """Measures and prints everything."""
     train, pairs = scenes_of("train", options.train, options.style), pairs_of(options.split, options.scenes)
     take = partial(measured, fx, train, test, pairs, options.weights, steps=options.steps)
-    records = [record for t in options.timesteps for seed in options.seeds for record in take(t=t, seed=seed)]
+    records: list[Record] = []
+    for t, seed in itertools.product(options.timesteps, options.seeds):
+        records += take(t=t, seed=seed)
+        print(f"t = {t}, seed {seed}: measured", flush=True)
     rows, columns = summary(records, pairs), (*TARGETS, "edges", "score")
     cells = [[r["technique"], str(r["t"]), *("" if r[c] is None else shown(r[c]) for c in columns)] for r in rows]
     print(table(["technique", "t", *columns], cells))

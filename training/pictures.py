@@ -1,4 +1,4 @@
-"""Draws the pictures of ``docs/embedded.md``: ``python training/pictures.py world`` or ``... samples``."""
+"""Draws the pictures of ``docs/embedded.md``: ``python training/pictures.py world``, ``samples`` or ``adapters``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+)
 from PIL import Image, ImageDraw, ImageFont
 from scenes import ROOT
 
 from diffusion_features.embedded import TEST_SEED, path, render
+from diffusion_features.images import as_tensor
+from diffusion_features.suppression.words import EMBEDDED_CANNY
 
 IMAGES = ROOT / "docs" / "images"
 COLUMNS, SIDE, GAP, TEXT = 6, 192, 14, 50
@@ -67,13 +75,43 @@ def samples(pipe: DiffusionPipeline, prompts: Sequence[str] = PROMPTS, steps: in
     return sheet(pictures, prompts)
 
 
+def adapters(numbers: Sequence[int] = (7, 8, 9)) -> Image.Image:
+    """Return a sheet, a row for each scene: it, its edges, and what is generated without and with each adapter."""
+    home = path().parent
+    control = ControlNetModel.from_pretrained(home / "canny", dtype=torch.float32)
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(
+        path(), controlnet=control, dtype=torch.float32, requires_safety_checker=False
+    )
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    names = ("sketch", "sketch-overfitted")
+    for name in names:
+        pipe.load_lora_weights(home / "lora", weight_name=f"{name}.safetensors", adapter_name=name.replace("-", "_"))
+    pictures, titles = [], []
+    for number in numbers:
+        scene = render(TEST_SEED + number)
+        edges = EMBEDDED_CANNY(as_tensor(scene.image))
+        pictures += [scene.image, Image.fromarray((edges[0, 0].numpy() * 255).astype("uint8")).convert("RGB")]
+        titles += [scene.caption, "its edges"]
+        for lora, scale in ((None, 0.0), (None, 1.0), *((name, 0.0) for name in names)):
+            pipe.set_adapters([(lora or names[0]).replace("-", "_")], [1.0 if lora else 0.0])
+            pictures += pipe(
+                scene.caption, edges, num_inference_steps=20, guidance_scale=4.0, controlnet_conditioning_scale=scale,
+                generator=torch.Generator().manual_seed(number),
+            ).images  # fmt: skip
+            titles.append(f"LoRA {lora}" if lora else "the ControlNet" if scale else "caption alone")
+    return sheet(pictures, titles)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", choices=["world", "samples"])
+    parser.add_argument("which", choices=["world", "samples", "adapters"])
     which = parser.parse_args().which
     IMAGES.mkdir(parents=True, exist_ok=True)
     if which == "world":
         world().save(IMAGES / "world.png", optimize=True)
+    elif which == "adapters":
+        adapters().save(IMAGES / "embedded_adapters.png", optimize=True)
     else:
         shipped = StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32)
         samples(shipped).save(IMAGES / "embedded_samples.png", optimize=True)

@@ -3,7 +3,7 @@
     python training/train_lora.py sketch --steps 600
     python training/train_lora.py sketch-overfitted --steps 600
 
-The first learns from many scenes, the second the same number of steps from eight, which it ends up repeating. Both are
+The first learns from many scenes, the second from two, which it ends up repeating. Both are
 exported as safetensors for ``pipe.load_lora_weights``.
 """
 
@@ -26,7 +26,7 @@ from diffusion_features.embedded.world import TRAIN_SEED, VALIDATION_SEED, rende
 SEED = 20_261_124
 FOLDER = ROOT / "diffusion_features" / "embedded" / "lora"
 #: Scenes that each adapter learns from, its rank, and its learning rate.
-ADAPTERS = {"sketch": (2000, 8, 1e-3), "sketch-overfitted": (8, 32, 3e-3)}
+ADAPTERS = {"sketch": (2000, 8, 1e-3), "sketch-overfitted": (2, 32, 3e-3)}
 FIRST, BATCH = TRAIN_SEED + 4_000_000, 16
 
 
