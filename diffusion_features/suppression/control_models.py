@@ -49,9 +49,32 @@ def call_control(
     shared |= {**kind.adapt(denoiser, control, call), "return_dict": False}
     rows = len(next(iter(call.values())))  # more than conditions if a pipeline guides: [unconditional; conditional]
     repeated = condition.repeat(rows // len(condition), *[1] * (condition.ndim - 1))
-    found = control(controlnet_cond=repeated, conditioning_scale=scale, **_in_dtype_of(control, shared))
+    shared = _in_dtype_of(control, {**shared, "controlnet_cond": repeated, "conditioning_scale": scale})
+    mask = None if "encoder_attention_mask" in taken else call.get("encoder_attention_mask")
+    found = control(**shared) if mask is None else _by_length(control, shared, mask)
     residuals = _in_dtype_of(denoiser, kind.residuals(denoiser, control, found))
     return {**kwargs, **{name: _added(call.get(name), value) for name, value in residuals.items()}}
+
+
+def _by_length(control: Any, shared: Mapping[str, Any], mask: Tensor) -> Any:
+    """What a ControlNet that takes no mask of the prompts returns for prompts of several lengths: one call for each.
+
+    Args:
+        mask: (B, tokens), 1 for the tokens of a prompt, then 0 for padding.
+    """
+    lengths = mask.long().sum(dim=1)
+    parts: dict[int, Any] = {}
+    for length in lengths.unique().tolist():
+        own = lengths == length
+
+        def taken(value: Any, own: Tensor = own) -> Any:
+            batched = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(own)
+            return value[own.to(value.device)] if batched else value
+
+        few = torch.utils._pytree.tree_map(taken, dict(shared))
+        parts[length] = control(**{**few, "encoder_hidden_states": few["encoder_hidden_states"][:, :length]})
+    order = torch.cat([(lengths == length).nonzero().flatten() for length in parts]).argsort()
+    return torch.utils._pytree.tree_map(lambda *each: torch.cat(each)[order.to(each[0].device)], *parts.values())
 
 
 def _in_dtype_of(model: Any, values: Any) -> Any:
@@ -104,12 +127,6 @@ def _packed_latents(fx: Any, control: Any, pixels: Tensor) -> Tensor:
 def _unet(denoiser: Any, control: Any, found: Any) -> Residuals:
     down, mid = found
     return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
-
-
-def _unet_adapt(denoiser: Any, control: Any, call: Mapping[str, Any]) -> Mapping[str, Any]:
-    if call.get("encoder_attention_mask") is not None:
-        raise ValueError("a ControlNet of a UNet takes no prompts of different lengths together: call with one")
-    return {}
 
 
 def _sd3(denoiser: Any, control: Any, found: Any) -> Residuals:
@@ -169,7 +186,7 @@ def _spread(samples: Any, whole: int, loaded: int, repeat: bool = False) -> list
 
 
 KINDS: dict[str, Kind] = {
-    "UNet2DConditionModel": Kind("ControlNetModel", _as_pixels, _unet, _unet_adapt),
+    "UNet2DConditionModel": Kind("ControlNetModel", _as_pixels, _unet),
     "SD3Transformer2DModel": Kind("SD3ControlNetModel", _sd3_latents, _sd3, _sd3_adapt),
     "HunyuanDiT2DModel": Kind(
         "HunyuanDiT2DControlNetModel", _as_latents, lambda d, c, found: {"controlnet_block_samples": list(found[0])}

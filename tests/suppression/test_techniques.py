@@ -114,6 +114,18 @@ def test_control_acts_on_every_image_of_a_batch_as_on_it_alone_and_on_any_shape(
         torch.testing.assert_close(both[id][1:], alone[id], rtol=1e-4, atol=1e-5)
 
 
+def test_control_with_prompts_of_several_lengths_is_what_each_has_alone() -> None:
+    fx = extractor("unet")
+    technique = ControlNet(control(fx))
+    prompts = ["a cat", "a red dog beside " * 60, "the dog"]  # the second is read in chunks
+    images = [photo(s) for s in range(3)]
+    together = fx(images, prompts, t=100, seed=[3, 4, 5], suppress=[technique])
+    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        alone = fx(image, prompt, t=100, seed=3 + i, suppress=[technique])
+        for id in together:
+            torch.testing.assert_close(together[id][i : i + 1], alone[id], rtol=1e-4, atol=1e-5)
+
+
 def test_canny_sees_a_step_of_brightness_and_not_a_faint_one() -> None:
     image = torch.zeros(2, 3, 32, 48)
     image[0, :, :, 20:] = 0.5  # 64 of 255
