@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from diffusion_features.correspondence import Pair, measure
 from diffusion_features.embedded import CLASSES
 from diffusion_features.suppression.amalgamate import WeightAssigner, assigner_loss
-from segmentors.evaluation.metrics import count
 
-RIDGE, NEIGHBOURS, THRESHOLD = 1.0, 5, 0.1
+RIDGE, NEIGHBOURS, KNOWN, THRESHOLD = 1.0, 5, 8192, 0.1
 
 
 def probe(train: Tensor, train_labels: Tensor, test: Tensor, labels: Tensor) -> Tensor:
@@ -24,7 +23,7 @@ def probe(train: Tensor, train_labels: Tensor, test: Tensor, labels: Tensor) -> 
         train_labels, labels: (B, H, W).
 
     Returns:
-        (B, 3, classes), as of ``segmentors.evaluation.metrics.count``: pixels that are right, there, and predicted.
+        (B, 3, classes): pixels that are right, there, and predicted.
     """
     x, y = _cells(train), _label_of_cells(train_labels, train)
     x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
@@ -35,10 +34,15 @@ def probe(train: Tensor, train_labels: Tensor, test: Tensor, labels: Tensor) -> 
 
 
 def neighbours(train: Tensor, train_labels: Tensor, test: Tensor, labels: Tensor) -> Tensor:
-    """Counts as of ``probe``, of the vote of the nearest cells of the training scenes, by cosine."""
-    x, y = F.normalize(_cells(train)), _label_of_cells(train_labels, train)
+    """Counts as of ``probe``, of the vote of the nearest cells of the training scenes, by cosine.
+
+    Of the training scenes' cells, so many are drawn, always the same ones: ``KNOWN``.
+    """
+    x, y = F.normalize(_cells(train)).float(), _label_of_cells(train_labels, train)
+    drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:KNOWN]
+    x, y = x[drawn], y[drawn]
     votes = [F.one_hot(y[(rows @ x.T).topk(NEIGHBOURS, dim=1).indices], len(CLASSES)).double().sum(1)
-             for rows in F.normalize(_cells(test)).split(4096)]  # fmt: skip
+             for rows in F.normalize(_cells(test)).float().split(4096)]  # fmt: skip
     return _counts(torch.cat(votes), test, labels)
 
 
@@ -99,4 +103,7 @@ def _label_of_cells(labels: Tensor, feature: Tensor) -> Tensor:
 def _counts(scores: Tensor, feature: Tensor, labels: Tensor) -> Tensor:
     grid = scores.reshape(len(feature), *feature.shape[-2:], -1).permute(0, 3, 1, 2)
     found = F.interpolate(grid, labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
-    return torch.stack([count(a, b, len(CLASSES))[:3] for a, b in zip(found, labels, strict=True)]).double()
+    of_scenes = [(a[a == b], b, a) for a, b in zip(found, labels, strict=True)]
+    return torch.stack([
+        torch.stack([torch.bincount(pixels.flatten(), minlength=len(CLASSES)) for pixels in one]) for one in of_scenes
+    ]).double()  # fmt: skip
