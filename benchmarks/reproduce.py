@@ -43,7 +43,7 @@ RUNS = {
     "correspondence": "correspondence.py --seeds 3 --head 400 --width 64",
     "single": f"parts.py --seeds 3 --steps 2000 --presets {SINGLE}",
     "atlas": "atlas.py --split test --seeds 3",
-    "suppression": "suppression.py",
+    "suppression": "suppression.py --train 32 --scenes 32 --timesteps 50 200 600 --seeds 0 1000",
     "segment": "segment.py --split test held-out --t 100",
 }
 ADAPTERS = {"suppression": ("canny", "lora")}
