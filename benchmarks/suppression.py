@@ -6,8 +6,8 @@ their edges with those of the labels, and the Laplacian score. Then the rank cor
 the gain downstream, over techniques, activations and t, with an interval over images. ``--sharing`` times variants
 against separate calls; ``--picture`` draws the shift.
 
-Guidance needs steps to act on, so ``cfg`` is to be compared with ``denoise``. The LoRAs have learnt the style "sketch":
-``--style sketch`` measures in their own domain.
+Guidance needs words and steps to act on, so ``cfg`` is to be compared with ``caption, denoise``. The LoRAs have learnt
+the style "sketch": ``--style sketch`` measures in their own domain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,11 +101,13 @@ def techniques(fx: FeatureExtractor, drawn: Sequence[Scene], home: Path) -> dict
     Args:
         home: the folder of ``canny``, a ControlNet, and of ``lora``, with files; what is not there is left out.
     """
+    caption = FineGrainedPrompt("{caption}", captioner=lambda images: [s.caption for s in drawn])
     found: dict[str, list[Technique]] = {
         "words": [FineGrainedPrompt("a picture of things, clear, detailed, high quality")],
-        "caption": [FineGrainedPrompt("{caption}", captioner=lambda images: [s.caption for s in drawn])],
-        "cfg": [CFG(7.5), Denoise(10, 2)],
+        "caption": [caption],
         "denoise": [Denoise(10, 2)],
+        "caption, denoise": [caption, Denoise(10, 2)],
+        "cfg": [caption, CFG(7.5), Denoise(10, 2)],
     }
     if (home / "canny").is_dir():
         found["canny"] = [ControlNet(home / "canny", EMBEDDED_CANNY)]
@@ -198,11 +199,11 @@ def resampled(scenes: int) -> Tensor:
 def gains(records: Sequence[Record], pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
     """What each technique adds: its name → target → the difference, with its 95% interval over scenes.
 
-    Means over activations, t and seeds; over the model alone, or over what is named: guidance over the denoising that
-    it needs, all together over each single one.
+    Means over activations, t and seeds; over the model alone, or over what is named: guidance over the caption and
+    the denoising that it needs, all together over each single one.
     """
     weights, names = resampled(len(records[0].edges)), dict.fromkeys(r.technique for r in records)
-    pairs_of_names = {name: (name, "denoise" if name == "cfg" else BASE) for name in names if name != BASE}
+    pairs_of_names = {name: (name, "caption, denoise" if name == "cfg" else BASE) for name in names if name != BASE}
     if "all" in names:
         pairs_of_names |= {f"all, over {one}": ("all", one) for one in MIXED[1:] if one in names}
 
@@ -248,11 +249,11 @@ def summary(records: Sequence[Record], pairs: Sequence[Pair]) -> list[dict[str, 
         mine = [r for r in records if (r.technique, r.t) == (name, t)]
         row: dict[str, Any] = {"technique": name, "t": t}
         for what in (*TARGETS, "edges", "score"):
-            each = across(
+            each = [
                 np.mean([float(value(r, what, every, pairs)) for r in mine if r.seed == seed])
                 for seed in dict.fromkeys(r.seed for r in mine)
-            )
-            row[what] = None if math.isnan(each["mean"]) else each
+            ]
+            row[what] = None if np.isnan(each).any() else across(map(float, each))
         rows.append(row)
     return rows
 

@@ -75,19 +75,20 @@ def test_the_spread_is_over_seeds() -> None:
     records = [record("a", id, q + 0.1 * s, s) for id, q in (("x", 0.2), ("y", 0.4)) for s in (0, 1)]
     (row,) = benchmark.summary(records, PAIRS)
     assert row["edges"]["mean"] == pytest.approx(0.35) and row["edges"]["spread"] == pytest.approx(0.1 / np.sqrt(2))
-    assert benchmark.summary([record("mean", "x", 0.5, score=False)], PAIRS)[0]["score"] is None
+    mixtures = [record("mean", "x", 0.5, seed, score=False) for seed in (0, 1)]
+    assert benchmark.summary(mixtures, PAIRS)[0]["score"] is None
 
 
 def test_gains_are_over_what_they_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "DRAWS", 20)
-    qualities = {"none": 0.5, "denoise": 0.4, "cfg": 0.45, "canny": 0.6, "all": 0.7}
+    qualities = {"none": 0.5, "caption, denoise": 0.4, "cfg": 0.45, "canny": 0.6, "all": 0.7}
     records = [
         record(name, id, q + off, seed) for name, q in qualities.items() for id, off in (("x", 0), ("y", 0.1))
         for seed in (0, 1)
     ]  # fmt: skip
     found = benchmark.gains(records, PAIRS)
-    assert [*found] == ["denoise", "cfg", "canny", "all", "all, over canny"]
-    expected = {"denoise": -0.1, "cfg": 0.05, "canny": 0.1, "all": 0.2, "all, over canny": 0.1}
+    assert [*found] == ["caption, denoise", "cfg", "canny", "all", "all, over canny"]
+    expected = {"caption, denoise": -0.1, "cfg": 0.05, "canny": 0.1, "all": 0.2, "all, over canny": 0.1}
     for target in ("pck", "edges"):
         assert {name: by[target]["difference"] for name, by in found.items()} == pytest.approx(expected)
         assert all(by[target]["interval"] == pytest.approx([expected[name]] * 2) for name, by in found.items())
