@@ -1,4 +1,4 @@
-"""Measures the embedded pipeline: autoencoder, denoising, generation, and how well cross-attention finds words.
+"""Measures an embedded pipeline: autoencoder, denoising, generation, and how well cross-attention finds words.
 
 ``python benchmarks/embedded.py`` measures the test scenes and, beside them, the held-out ones, whose styles, shapes and
 pairs of classes no training saw. Settings are chosen with ``--split validation``.
@@ -18,17 +18,20 @@ import classifier
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline
 from segment import ceiling
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.embedded import BACKGROUNDS, CLASSES, COLOURS, OBJECTS, TEST_SEED, Scene, label, path, render
+from diffusion_features.embedded import BACKGROUNDS, CLASSES, COLOURS, OBJECTS, TEST_SEED, Scene, label, render
 from diffusion_features.embedded.dataset import SPLITS, scenes
+from diffusion_features.loading import load_pipeline
 from segmentors.evaluation import count, scores
 from segmentors.training_free.words import find_phrases, token_positions
 
 GRID = 32
 LEVELS = (100, 300, 500, 700, 900)
+#: What the pipeline of the transformer is told: otherwise it draws 256 pixels and shrinks them.
+CALL = {"PixArtAlphaPipeline": {"use_resolution_binning": False, "clean_caption": False}}
 
 
 def pixels(scene: Scene) -> torch.Tensor:
@@ -37,7 +40,7 @@ def pixels(scene: Scene) -> torch.Tensor:
 
 
 @torch.no_grad()
-def psnr(pipe: StableDiffusionPipeline, scene: Scene) -> float:
+def psnr(pipe: DiffusionPipeline, scene: Scene) -> float:
     """Return the peak signal-to-noise ratio, in dB, of one scene through the autoencoder."""
     x = pixels(scene)
     y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
@@ -93,31 +96,29 @@ def segmentation(fx: FeatureExtractor, drawn: Sequence[Scene], t: int) -> dict[s
 
 
 @torch.no_grad()
-def denoising(pipe: StableDiffusionPipeline, drawn: Sequence[Scene]) -> dict[str, float]:
+def denoising(fx: FeatureExtractor, drawn: Sequence[Scene]) -> dict[str, float]:
     """Return the mean squared error of the noise over ``LEVELS``: with a scene's own caption, the next one's, and none.
 
     One is what a prediction of zero scores.
     """
-    x = torch.cat([pixels(scene) for scene in drawn])
-    latents = torch.cat([pipe.vae.encode(part).latent_dist.mode() for part in x.split(16)])
-    latents = latents * pipe.vae.config.scaling_factor
+    size = drawn[0].image.size[::-1]
+    latents = torch.cat([fx.family.encode_images(fx.pipe, pixels(scene), None) for scene in drawn])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     captions = [scene.caption for scene in drawn]
     result = {}
     for name, texts in (("right", captions), ("another", captions[1:] + captions[:1]), ("empty", [""] * len(drawn))):
-        ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        text = pipe.text_encoder(ids).last_hidden_state
-        errors = []
+        conditions, errors = fx.family.encode_prompts(fx.pipe, texts), []
         for t in LEVELS:
-            level = torch.full((len(drawn),), t)
-            noisy = pipe.scheduler.add_noise(latents, noise, level)
-            errors += [F.mse_loss(pipe.unet(*parts[:3]).sample, parts[3]).item()
-                       for parts in zip(*(v.split(16) for v in (noisy, level, text, noise)), strict=True)]  # fmt: skip
+            kept = fx.pipe.scheduler.alphas_cumprod[t]
+            noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+            for i in range(0, len(drawn), 16):
+                predicted = fx.family.denoise(fx.pipe, noisy[i : i + 16], t, conditions[i : i + 16], size)
+                errors.append(F.mse_loss(predicted, noise[i : i + 16]).item())
         result[name] = float(np.mean(errors))
     return result
 
 
-def generation(pipe: StableDiffusionPipeline, judge: torch.nn.Module, count: int) -> dict[str, Any]:
+def generation(pipe: DiffusionPipeline, judge: torch.nn.Module, count: int) -> dict[str, Any]:
     """Return the shares of generated objects and colours that the classifier recognises, and the same of renderings.
 
     Prompts go through all pairs of class and colour in a fixed random order; 20 DDIM steps, guidance 4.
@@ -133,7 +134,8 @@ def generation(pipe: StableDiffusionPipeline, judge: torch.nn.Module, count: int
             f"a picture of a {colour} {name} on green grass under a blue sky" for name, colour in chosen[i : i + 8]
         ]
         seeds = [torch.Generator().manual_seed(i + k) for k in range(len(prompts))]
-        images += sampler(prompts, num_inference_steps=20, guidance_scale=4.0, generator=seeds).images
+        call = CALL.get(type(pipe).__name__, {})
+        images += sampler(prompts, num_inference_steps=20, guidance_scale=4.0, generator=seeds, **call).images
     names = torch.tensor([OBJECTS.index(name) for name, _ in chosen])
     colours = torch.tensor([list(COLOURS).index(colour) for _, colour in chosen])
     real = [scene for scene in map(classifier.single, range(TEST_SEED, TEST_SEED + 400)) if scene.objects]
@@ -151,22 +153,22 @@ def rendering(count: int = 300) -> float:
     return count / (time.perf_counter() - began)
 
 
-def untrained(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+def untrained(fx: FeatureExtractor) -> FeatureExtractor:
     """The same pipeline with a denoiser that learnt nothing: what chance scores."""
-    chance = copy.copy(pipe)
+    chance = copy.copy(fx.pipe)
     torch.manual_seed(0)
-    chance.unet = UNet2DConditionModel.from_config(pipe.unet.config).eval()
-    return chance
+    fresh = type(fx.denoiser).from_config(fx.denoiser.config).eval()
+    setattr(chance, "unet" if "unet" in fx.pipe.components else "transformer", fresh)
+    return FeatureExtractor.from_pipe(chance, "*-cross-map")
 
 
-def measure(pipe: StableDiffusionPipeline, drawn: Sequence[Scene], timesteps: Sequence[int]) -> dict[str, Any]:
+def measure(fx: FeatureExtractor, drawn: Sequence[Scene], timesteps: Sequence[int]) -> dict[str, Any]:
     """Return every figure of the benchmark for scenes of one split."""
-    fx = FeatureExtractor.from_pipe(pipe)
-    result: dict[str, Any] = {"psnr_db": float(np.mean([psnr(pipe, s) for s in drawn]))}
-    result["denoising"] = denoising(pipe, drawn)
+    result: dict[str, Any] = {"psnr_db": float(np.mean([psnr(fx.pipe, s) for s in drawn]))}
+    result["denoising"] = denoising(fx, drawn)
     for t in timesteps:
         result[f"iou_t{t}"] = segmentation(fx, drawn, t)
-    result["iou_untrained"] = segmentation(FeatureExtractor.from_pipe(untrained(pipe)), drawn, timesteps[0])
+    result["iou_untrained"] = segmentation(untrained(fx), drawn, timesteps[0])
     result["iou_ceiling"] = iou([ceiling(s, GRID) for s in drawn])
     return result
 
@@ -174,19 +176,19 @@ def measure(pipe: StableDiffusionPipeline, drawn: Sequence[Scene], timesteps: Se
 def main() -> None:
     """Print the figures and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=path(), help="of the pipeline (default: the shipped one)")
+    parser.add_argument("--model", default="embedded", help="a pipeline that knows the drawn world (default: embedded)")
     parser.add_argument("--split", choices=list(SPLITS), nargs="+", default=["test", "held-out"])
     parser.add_argument("--scenes", type=int, default=64, help="of each split (default: %(default)s)")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[50, 100, 200, 300])
     parser.add_argument("--generate", type=int, default=96, help="images to generate and judge; 0 leaves it out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
-    pipe = StableDiffusionPipeline.from_pretrained(options.folder, dtype=torch.float32)
+    fx = FeatureExtractor.from_pipe(load_pipeline(options.model, device="cpu"), "*")
     result: dict[str, Any] = {"scenes": options.scenes, "rendered_per_second": rendering()}
     for split in options.split:
-        result[split] = measure(pipe, list(scenes(split, options.scenes)), options.timesteps)
+        result[split] = measure(fx, list(scenes(split, options.scenes)), options.timesteps)
     if options.generate:
-        result["generation"] = generation(pipe, classifier.train(), options.generate)
+        result["generation"] = generation(fx.pipe, classifier.train(), options.generate)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n")

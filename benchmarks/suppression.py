@@ -215,10 +215,8 @@ def gains(records: Sequence[Record], pairs: Sequence[Pair]) -> dict[str, dict[st
         found[name] = {}
         for target in (*TARGETS, "edges"):
             difference = mean(own, target) - mean(other, target)
-            found[name][target] = {
-                "difference": float(difference[0]),
-                "interval": np.nanpercentile(difference[1:], (2.5, 97.5)).tolist(),
-            }
+            low_high = np.nanpercentile(difference[1:], (2.5, 97.5)).tolist()
+            found[name][target] = {"difference": float(difference[0]), "interval": low_high}
     return found
 
 
@@ -230,15 +228,15 @@ def foreseen(records: Sequence[Record], target: str, pairs: Sequence[Pair]) -> d
     """
     weights = resampled(len(records[0].edges))
     base = {(r.activation, r.t, r.seed): r for r in records if r.technique == BASE}
-    gains: dict[tuple[str, str, int], list[Tensor]] = {}
+    changes: dict[tuple[str, str, int], list[Tensor]] = {}
     for r in records:
         if r.technique != BASE and r.score is not None:
             b = base[r.activation, r.t, r.seed]
             both = [value(r, what, weights, pairs) - value(b, what, weights, pairs) for what in ("score", target)]
-            gains.setdefault((r.technique, r.activation, r.t), []).append(torch.stack(both))
-    x, y = torch.stack([torch.stack(each).mean(0) for each in gains.values()]).unbind(1)  # (gains, 1 + draws)
+            changes.setdefault((r.technique, r.activation, r.t), []).append(torch.stack(both))
+    x, y = torch.stack([torch.stack(each).mean(0) for each in changes.values()]).unbind(1)  # (gains, 1 + draws)
     rho = [float(spearmanr(x[:, d], y[:, d]).statistic) for d in range(1 + DRAWS)]
-    return {"rho": rho[0], "interval": np.nanpercentile(rho[1:], (2.5, 97.5)).tolist(), "gains": len(gains)}
+    return {"rho": rho[0], "interval": np.nanpercentile(rho[1:], (2.5, 97.5)).tolist(), "gains": len(changes)}
 
 
 def summary(records: Sequence[Record], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -256,6 +254,38 @@ def summary(records: Sequence[Record], pairs: Sequence[Pair]) -> list[dict[str, 
             row[what] = None if np.isnan(each).any() else across(map(float, each))
         rows.append(row)
     return rows
+
+
+# ---- records that outlive a run -----------------------------------------------------------------------------------
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the records of a timestep and seed depend on, beside the code."""
+    names = ("split", "style", "train", "scenes", "activations", "steps")
+    return {name: getattr(options, name) for name in names} | {"weights": str(options.weights)}
+
+
+def kept(options: argparse.Namespace) -> list[Record]:
+    """The records of an earlier run with the same settings, if ``--records`` names its file.
+
+    Raises:
+        SystemExit: the file is of other settings.
+    """
+    if options.records is None or not options.records.exists():
+        return []
+    found = torch.load(options.records)
+    if found["settings"] != settings(options):
+        raise SystemExit(f"{options.records} is of other settings, {found['settings']}: name another file")
+    return [Record(**each) for each in found["records"]]
+
+
+def keep(records: Sequence[Record], options: argparse.Namespace) -> None:
+    """Writes the records to ``--records``, so that a kill leaves the old file or the new one."""
+    if options.records is None:
+        return
+    partial = options.records.with_suffix(".part")
+    torch.save({"settings": settings(options), "records": [vars(r) for r in records]}, partial)
+    partial.replace(options.records)
 
 
 # ---- cost, picture --------------------------------------------------------------------------------------------------
@@ -317,6 +347,7 @@ def main() -> None:
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the shift of one scene there instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--records", type=Path, metavar="FILE", help="keep each t and seed there, and go on from them")
     options = parser.parse_args()
     fx = FeatureExtractor.from_pretrained("embedded", options.activations)
     test = scenes_of(options.split, options.scenes, options.style)
@@ -340,9 +371,11 @@ def run(fx: FeatureExtractor, test: Sequence[Scene], options: argparse.Namespace
     """Measures and prints everything."""
     train, pairs = scenes_of("train", options.train, options.style), pairs_of(options.split, options.scenes)
     take = partial(measured, fx, train, test, pairs, options.weights, steps=options.steps)
-    records: list[Record] = []
+    records = kept(options)
     for t, seed in itertools.product(options.timesteps, options.seeds):
-        records += take(t=t, seed=seed)
+        if not any((r.t, r.seed) == (t, seed) for r in records):
+            records += take(t=t, seed=seed)
+            keep(records, options)
         print(f"t = {t}, seed {seed}: measured", flush=True)
     rows, columns = summary(records, pairs), (*TARGETS, "edges", "score")
     cells = [[r["technique"], str(r["t"]), *("" if r[c] is None else shown(r[c]) for c in columns)] for r in rows]
@@ -358,13 +391,8 @@ def run(fx: FeatureExtractor, test: Sequence[Scene], options: argparse.Namespace
         low, high = found["interval"]
         print(f"score against {target}: rho {found['rho']:.2f} ({low:.2f} to {high:.2f}) over {found['gains']} gains")
     return {
-        "rows": rows,
-        "gains": added,
-        "gate": gate,
-        "scenes": len(test),
-        "pairs": len(pairs),
-        "seeds": options.seeds,
-    }
+        "rows": rows, "gains": added, "gate": gate, "scenes": len(test), "pairs": len(pairs), "seeds": options.seeds,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

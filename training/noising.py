@@ -54,8 +54,7 @@ class Denoising(nn.Module):
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
         text, spoken = self.read(ids), {}
         if silent is not None:
-            empty = torch.where(torch.arange(ids.shape[1], device=ids.device) > 0, ids[:1, -1:], ids[:1, :1])
-            nothing = self.read(empty)
+            nothing = self.nothing(ids)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
             text = torch.where(silent[..., None], nothing, text)
         predicted = self.predict(noisy, t, text, ids, hint)
@@ -69,6 +68,11 @@ class Denoising(nn.Module):
         """Return the text encoder's last hidden state, [N, tokens, width]."""
         text: Tensor = self.text(ids).last_hidden_state
         return text
+
+    def nothing(self, ids: Tensor) -> Tensor:
+        """Return what ``read`` returns of an empty caption, [1, tokens, width]."""
+        start, end = ids[:1, :1], ids[:1, -1:]
+        return self.read(torch.where(torch.arange(ids.shape[1], device=ids.device) > 0, end, start))
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, ids: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""

@@ -1,7 +1,7 @@
 """Trains the transformer of the embedded PixArt pipeline and its T5 text encoder, then exports the pipeline.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/train_dit.py small --steps 8000  # on two CPU cores
-    python training/train_dit.py large --steps 20000 --precision bf16  # on a GPU
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/train_dit.py dit --steps 8000  # on two CPU cores
+    python training/train_dit.py dit-small --steps 8000 --precision bf16  # on a GPU
 
 Same scenes, same latents and same objective as the UNet's. The two sizes differ in nothing but depth and width.
 """
@@ -31,6 +31,7 @@ FOLDER = ROOT / "diffusion_features" / "embedded"
 BATCH, EVERY = {"small": 64, "large": 16}, {"small": 1, "large": 4}
 #: Longer than any caption of the world. What is padded is masked, so this changes nothing but the time of a step.
 TOKENS = 48
+END = 1  # the id of "</s>", after which all is padding
 CONTEXT = 120  # tokens that a PixArtAlphaPipeline pads to
 
 
@@ -43,7 +44,7 @@ class Size:
     rate: float
 
 
-SIZES = {"small": Size(8, 4, 1e-3), "large": Size(12, 8, 5e-4)}
+SIZES = {"dit": Size(8, 4, 1e-3), "dit-small": Size(4, 2, 1e-3)}
 
 
 class Masked(Denoising):
@@ -53,6 +54,10 @@ class Masked(Denoising):
         """Return the text encoder's last hidden state, [N, tokens, width]."""
         text: Tensor = self.text(ids, attention_mask=(ids != 0).long()).last_hidden_state
         return text
+
+    def nothing(self, ids: Tensor) -> Tensor:
+        """Return the end token of an empty caption at each place, [1, tokens, width]: no other place is ever silent."""
+        return self.read(torch.full_like(ids[:1, :1], END)).expand(-1, ids.shape[1], -1)
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, ids: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
@@ -98,8 +103,9 @@ def main() -> None:
     """Train from the command line."""
     parser = arguments(__doc__)
     parser.add_argument("size", choices=list(SIZES))
+    parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
     options = parser.parse_args()
-    size, name = SIZES[options.size], f"dit-{options.size}"
+    size, name = SIZES[options.size], options.size
     torch.manual_seed(SEED)
     with first():
         vae = AutoencoderKL.from_pretrained(VAE_FOLDER).eval()
@@ -110,9 +116,9 @@ def main() -> None:
     module = Masked(*networks(size, len(words)))
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
-        due = [part for part in BATCH if step % EVERY[part] == 0]
+        due = ["large"] if options.native else [part for part in BATCH if step % EVERY[part] == 0]
         drawn = [sets[part].draw(round(BATCH[part] * share), generator) for part in due]
-        return [noised(x, ids, generator) for _, x, ids in drawn]
+        return [noised(x, ids, generator) | {"silent": ids == END} for _, x, ids in drawn]
 
     def measure() -> dict[str, float]:
         # Binning would generate at 256 pixels, the smallest size that PixArt's own table has, and shrink the result.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,25 @@ def test_the_interval_is_over_scenes() -> None:
     other.edges[:] = torch.tensor([0.9, 0.5, 0.5, 0.5])
     found = benchmark.gains([base, other], PAIRS)["canny"]["edges"]
     assert found["difference"] == pytest.approx(0.1) and found["interval"] == pytest.approx([0, 0.3])
+
+
+def options(records: Path, **changed: Any) -> Namespace:
+    known = {"split": "test", "style": None, "train": 2, "scenes": 4, "activations": ["practical"], "steps": 5}
+    return Namespace(**{**known, "weights": Path("here"), "records": records, **changed})
+
+
+def test_records_outlive_a_run(tmp_path: Path) -> None:
+    wanted, file = [record("a", "x", 0.5), record("none", "x", 0.3, seed=7, score=False)], tmp_path / "records.pt"
+    assert benchmark.kept(options(file)) == []
+    benchmark.keep(wanted, options(file))
+    for found, original in zip(benchmark.kept(options(file)), wanted, strict=True):
+        for name, value in vars(original).items():
+            same = torch.equal(vars(found)[name], value) if isinstance(value, torch.Tensor) else None
+            assert same or vars(found)[name] == value
+    assert [file] == list(tmp_path.iterdir())
+
+
+def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:
+    benchmark.keep([record("a", "x", 0.5)], options(tmp_path / "records.pt"))
+    with pytest.raises(SystemExit, match="of other settings"):
+        benchmark.kept(options(tmp_path / "records.pt", train=64))
