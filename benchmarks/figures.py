@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Iterable
@@ -26,3 +27,11 @@ def save(path: Path, result: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def digest(folders: Iterable[Path]) -> str:
+    """SHA-256 of all safetensors files in the folders."""
+    found = hashlib.sha256()
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.safetensors"))):
+        found.update(file.read_bytes())
+    return found.hexdigest()

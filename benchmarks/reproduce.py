@@ -17,7 +17,6 @@ A figure without a file is shown as "not measured".
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import shlex
@@ -28,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from figures import save, shown
+from figures import digest, save, shown
 
 from diffusion_features.embedded import path as embedded
 
@@ -43,7 +42,8 @@ RUNS = {
     "correspondence": "correspondence.py --seeds 3 --head 400 --width 64",
     "single": f"parts.py --seeds 3 --steps 2000 --presets {SINGLE}",
     "atlas": "atlas.py --split test --seeds 3",
-    "suppression": "suppression.py --train 32 --scenes 32 --timesteps 50 200 600 --seeds 0 1000",
+    "suppression": "suppression.py --train 32 --scenes 32 --timesteps 50 200 600 --seeds 0 1000 "
+    "--records outputs/suppression.pt",
     "segment": "segment.py --split test held-out --t 100",
 }
 ADAPTERS = {"suppression": ("canny", "lora")}
@@ -52,12 +52,8 @@ PLACE = re.compile(r"\{\{(\w+): (.+?)\}\}")
 
 
 def weights(name: str) -> str:
-    """Digest of the weights that the figures of a benchmark depend on: the model's, and of its adapters' where used."""
-    folders = [embedded(), *(embedded().parent / part for part in ADAPTERS.get(name, ()))]
-    digest = hashlib.sha256()
-    for file in (file for folder in folders for file in sorted(folder.rglob("*.safetensors"))):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """Digest of the weights that the figures of a benchmark depend on: the model's, and its adapters' where used."""
+    return digest([embedded(), *(embedded().parent / part for part in ADAPTERS.get(name, ()))])
 
 
 def measured(name: str, of: str, folder: Path = RESULTS) -> dict[str, Any] | None:

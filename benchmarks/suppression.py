@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from downstream import keypoints, mixture, neighbours, probe
-from figures import across, save, shown
+from figures import across, digest, save, shown
 from measure import machine, spread, table
 from measure import pair as pair_of_costs
 from scipy.stats import spearmanr
@@ -262,7 +262,8 @@ def summary(records: Sequence[Record], pairs: Sequence[Pair]) -> list[dict[str, 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the records of a timestep and seed depend on, beside the code."""
     names = ("split", "style", "train", "scenes", "activations", "steps")
-    return {name: getattr(options, name) for name in names} | {"weights": str(options.weights)}
+    folders = [path(), options.weights / "canny", options.weights / "lora"]
+    return {name: getattr(options, name) for name in names} | {"weights": digest(folders)}
 
 
 def kept(options: argparse.Namespace) -> list[Record]:
@@ -283,6 +284,7 @@ def keep(records: Sequence[Record], options: argparse.Namespace) -> None:
     """Writes the records to ``--records``, so that a kill leaves the old file or the new one."""
     if options.records is None:
         return
+    options.records.parent.mkdir(parents=True, exist_ok=True)
     partial = options.records.with_suffix(".part")
     torch.save({"settings": settings(options), "records": [vars(r) for r in records]}, partial)
     partial.replace(options.records)
