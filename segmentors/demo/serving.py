@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .models import Models
 from .settings import Settings
+from .trimming import trimming
 
 
 @contextmanager
@@ -49,7 +50,8 @@ def running(settings: Settings) -> Iterator[str]:
             loading = threading.Thread(target=models, args=(models.names[0],))
             loading.start()
             try:
-                yield address
+                with trimming():
+                    yield address
             finally:
                 blocks.close(verbose=False)
                 loading.join()  # a thread inside torch must not outlive the interpreter
