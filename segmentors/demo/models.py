@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_features import FeatureExtractor
+from diffusion_features.activations import select
 from diffusion_features.attention import use_fast_attention
 from diffusion_features.loading import load_pipeline, model_revision
 from segmentors import TrainingFreeSegmentor
@@ -30,10 +31,16 @@ class Loaded:
         return [a.id for a in self.fx.available if a.kind == "spatial"]
 
     @property
+    def presets(self) -> dict[str, list[str]]:
+        """Name → ids of what has a place in the image, of the presets for this model that have any."""
+        spatial, fx = set(self.looked_at), self.fx
+        found = {name: [a.id for a in select(fx.available, ids) if a.id in spatial] for name, ids in fx.presets.items()}
+        return {name: ids for name, ids in found.items() if ids}
+
+    @property
     def first_look(self) -> list[str]:
         """Ids of the activations that the papers recommend for this model; without such, the last four."""
-        spatial = set(self.looked_at)
-        return [id for id in self.fx.presets.get("practical", []) if id in spatial] or self.looked_at[-4:]
+        return self.presets.get("practical") or self.looked_at[-4:]
 
 
 class Models:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_features.activations import presets
 from diffusion_features.embedded import Scene, render
 from tests.app.browsing import PATIENCE, browsing, choose, expected, found, legend, put, said, shoot, visit
 from tests.app.serving import Server
@@ -102,6 +103,7 @@ def test_a_visitor_looks_inside(page: Any, file: Path) -> None:
     page.locator("#components").click()
     page.locator("#features img").nth(3).wait_for()
     shoot(page, "app_look")
+    choose_preset(page)
     choose_part(page)
     tab(page, "Similarity of a point")
     put(page, "#second", file)
@@ -118,6 +120,14 @@ def test_a_visitor_looks_inside(page: Any, file: Path) -> None:
     page.locator("#word input, #word textarea").first.fill("sand")
     page.locator("#attention").click()
     said(page, "It read:")
+
+
+def choose_preset(page: Any) -> None:
+    """A preset fills in its activations, to which more can be added."""
+    page.locator("#preset input").click()
+    page.get_by_role("option", name="legacy", exact=True).click()
+    for id in presets("sd15")["legacy"]:
+        page.locator("#activations").get_by_text(id, exact=True).wait_for()
 
 
 def choose_part(page: Any) -> None:

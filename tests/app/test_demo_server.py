@@ -117,7 +117,11 @@ def content(value: Any) -> Any:
 
 def many_at_once(server: Server, pictures: list[str], folder: Path, requests: int, clients: int) -> None:
     questions = [question(number, server, pictures) for number in range(requests)]
-    made = [Client(server.address, verbose=False, download_files=str(folder / str(i))) for i in range(clients)]
+    patient = {"timeout": 60}  # while models load, a busy machine takes longer than the usual five seconds
+    made = [
+        Client(server.address, verbose=False, download_files=str(folder / str(i)), httpx_kwargs=patient)
+        for i in range(clients)
+    ]
     own = threading.local()
     free = iter(made)
 

@@ -48,6 +48,10 @@ def _inputs(shared: Shared) -> list[Any]:
     prompt = gr.Textbox(
         "", label="Prompt", info="What the model is told of the picture.", max_length=shared.limits.text
     )
+    preset = gr.Dropdown(
+        [], value=None, label="Preset", info="Fills in the activations that a paper recommends.", filterable=False,
+        elem_id="preset",
+    )  # fmt: skip
     place = gr.Dropdown(
         [WHOLE], value=WHOLE, label="Part of the model", info="Narrows the list below.", allow_custom_value=True,
         elem_id="place",
@@ -61,17 +65,22 @@ def _inputs(shared: Shared) -> list[Any]:
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
 
     @plain
-    def offer(model: str, place: str) -> tuple[Any, Any]:
-        """What a model has, when a visitor opens a list: its parts, and the activations of the one that is chosen."""
-        ids = shared.models(model).looked_at
-        groups = grouped(ids)
-        here = groups.get(place, ids)
-        return gr.Dropdown(choices=[WHOLE, *groups]), gr.Dropdown(choices=here)
+    def offer(model: str, place: str) -> tuple[Any, Any, Any]:
+        """What a model has, when a visitor opens a list: presets, parts, activations of the part that is chosen."""
+        loaded = shared.models(model)
+        groups = grouped(loaded.looked_at)
+        here = groups.get(place, loaded.looked_at)
+        lists = ([*loaded.presets], [WHOLE, *groups], here)
+        return tuple(gr.Dropdown(choices=one) for one in lists)  # type: ignore[return-value]
 
-    gr.on(
-        [place.focus, place.input, chosen.focus, model.change], offer, [model, place], [place, chosen],
-        api_visibility="private", show_progress="hidden", **RUNS,
-    )  # fmt: skip
+    @plain
+    def fill(model: str, preset: str | None) -> list[str]:
+        return shared.models(model).presets.get(str(preset), [])
+
+    quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", **RUNS)
+    opened = [preset.focus, place.focus, place.input, chosen.focus, model.change]
+    gr.on(opened, offer, [model, place], [preset, place, chosen], **quiet)
+    preset.input(fill, [model, preset], chosen, **quiet)
     return [picture, model, prompt, t, seed, chosen]
 
 
