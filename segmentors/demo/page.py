@@ -27,8 +27,7 @@ def page(settings: Settings, models: Models, folder: Path) -> gr.Blocks:
         folder: where uploads and results go; Gradio's folder for files.
     """
     shared = Shared(settings, models, folder, Downloads(folder / "results", settings.disk_bytes))
-    sweep = (min(60, settings.kept), settings.kept)
-    with gr.Blocks(title="Diffusion features", analytics_enabled=False, delete_cache=sweep) as blocks:
+    with gr.Blocks(title="Diffusion features", analytics_enabled=False) as blocks:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tab("Segment", id="segment"):
             segment.build(shared)

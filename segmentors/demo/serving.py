@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .housekeeping import housekeeping
 from .models import Models
 from .settings import Settings
-from .trimming import trimming
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def running(settings: Settings) -> Iterator[str]:
             loading = threading.Thread(target=models, args=(models.names[0],))
             loading.start()
             try:
-                with trimming():
+                with housekeeping(Path(folder), settings.kept):
                     yield address
             finally:
                 blocks.close(verbose=False)

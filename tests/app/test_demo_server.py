@@ -163,7 +163,7 @@ def test_many_more_at_once(tiny_model: str, pictures: list[str], tmp_path: Path)
         before = process.memory_info().rss
         many_at_once(server, pictures, tmp_path / "all", requests=200, clients=8)
         assert process.memory_info().rss < before + 150 * 2**20
-    assert not list(served.iterdir()), "the page left files behind"
+    assert not [path for path in served.rglob("*") if path.is_file()], "the page left files behind"
 
 
 # ---- the hostile ----------------------------------------------------------------------------------------------------
