@@ -2,32 +2,36 @@
 
     python benchmarks/app.py [--scenes N] [--json FILE]
 
-The page is served in this process with the embedded model and asked through its API. A request and the same call of
-``TrainingFreeSegmentor`` are timed one right after the other, in alternating order, on scenes not seen before. The
-request also uploads the picture, computes the plain segmentation to compare with, draws, encodes, and fetches all
-results over one connection, as a browser does. The ratios are of seconds on the clock, and of seconds of all cores
-together, which other programs on the machine disturb less; both count the asking client too.
+The page is served by a process of its own with the embedded model, and asked through its API. A request and the same
+call of ``TrainingFreeSegmentor`` are timed one right after the other, in alternating order, on scenes not seen before.
+The request also uploads the picture, computes the plain segmentation to compare with, draws, encodes, and fetches all
+results over one connection, as a browser does. The ratios are of seconds on the clock, those of the asking client too,
+and of seconds of all cores together, the client's left out, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from gradio_client import Client, handle_file
-from measure import cost, machine, pair, spread, table
+from measure import Cost, cost, machine, spread, table
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.embedded import TEST_SEED, render
+from diffusion_features.embedded import TEST_SEED, Scene, render
 from segmentors import TrainingFreeSegmentor
-from segmentors.demo import Settings, running
 
 
 def measured(count: int, folder: Path) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     segment = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"))
     loading = time.perf_counter() - began
-    with running(Settings(port=None)) as address, httpx.Client(timeout=120) as browser:
+    with served() as (address, server), httpx.Client(timeout=120) as browser:
         page = cost(lambda: browser.get(address).raise_for_status())
         client = Client(address, verbose=False, download_files=False)
         request, again, call = [], [], []
@@ -49,12 +53,13 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
                 for url in urls(client.predict(handle_file(str(file)), words, caption=told, api_name="/segment")):
                     browser.get(url).raise_for_status()
 
-            asked, called = pair(
-                lambda ask=ask, words=words: ask(words),
-                lambda scene=scene, words=words, told=told: segment(scene.image, words, caption=told),
-                swap=bool(number % 2),
-            )
-            changed = cost(lambda ask=ask, words=words: ask(words[1:]))
+            def bare(scene: Scene = scene, words: list[str] = words, told: str = told) -> None:
+                segment(scene.image, words, caption=told)
+
+            before = cost(bare) if number % 2 else None
+            asked = cost_of(server, lambda ask=ask, words=words: ask(words))
+            called = before or cost(bare)
+            changed = cost_of(server, lambda ask=ask, words=words: ask(words[1:]))
             if number == 0:
                 first = asked.wall
                 continue
@@ -75,6 +80,26 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
         ),
         "scenes": count,
     }
+
+
+@contextmanager
+def served() -> Iterator[tuple[str, psutil.Process]]:
+    """The page's address, and the process that serves it."""
+    command = [sys.executable, "-m", "diffusion_features", "app"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
+            yield address, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+def cost_of(process: psutil.Process, run: Callable[[], object]) -> Cost:
+    """Seconds on the clock until ``run`` is over, and those that ``process`` spends meanwhile."""
+    before = process.cpu_times()
+    found, after = cost(run), process.cpu_times()
+    return Cost(found.wall, after.user + after.system - before.user - before.system)
 
 
 def urls(answer: Any) -> Iterator[str]:

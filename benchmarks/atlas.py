@@ -1,7 +1,7 @@
 """Does the atlas find what full probing finds?
 
 ``python benchmarks/atlas.py`` compares, over several seeds, the atlas with a linear probe of every candidate: the rank
-correlation within the shortlist, whether the best candidate stays in it, and the time that measuring took. It uses the
+correlation within the shortlist, whether the best candidate stays in it, and the time that measuring took. It uses an
 embedded model and its world: scenes of the validation split for measuring and for training the probes, others of the
 chosen split for testing them.
 """
@@ -83,6 +83,7 @@ def one(fx: FeatureExtractor, options: argparse.Namespace, seed: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded", help="a pipeline that knows the drawn world (default: embedded)")
     parser.add_argument("--split", choices=["validation", "test", "held-out"], default="validation")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--t", type=int, default=50)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
-    fx = FeatureExtractor.from_pretrained("embedded", activations="*")
+    fx = FeatureExtractor.from_pretrained(options.model, activations="*")
     results = []
     for seed in range(options.first, options.first + options.seeds):
         results.append(one(fx, options, seed))
@@ -103,7 +104,7 @@ def main() -> None:
     for name, figure in whole.items():
         print(f"{name}, {len(results)} seeds: {shown(figure)}")
     if options.json:
-        about = {"threads": torch.get_num_threads(), "t": options.t, "split": options.split}
+        about = {"model": options.model, "threads": torch.get_num_threads(), "t": options.t, "split": options.split}
         save(options.json, {**about, **whole, "seeds": results})
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline
-from segment import ceiling
+from segment import ceiling, finest
 
 from diffusion_features import FeatureExtractor
 from diffusion_features.embedded import BACKGROUNDS, CLASSES, COLOURS, OBJECTS, TEST_SEED, Scene, label, render
@@ -169,7 +169,7 @@ def measure(fx: FeatureExtractor, drawn: Sequence[Scene], timesteps: Sequence[in
     for t in timesteps:
         result[f"iou_t{t}"] = segmentation(fx, drawn, t)
     result["iou_untrained"] = segmentation(untrained(fx), drawn, timesteps[0])
-    result["iou_ceiling"] = iou([ceiling(s, GRID) for s in drawn])
+    result["iou_ceiling"] = iou([ceiling(s, finest(fx)) for s in drawn])
     return result
 
 

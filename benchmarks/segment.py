@@ -110,7 +110,13 @@ def counted(segmentor: TrainingFreeSegmentor, scene: Scene, rows: Sequence[Row],
     return torch.stack(found)
 
 
-def ceiling(scene: Scene, grid: int = 32) -> Tensor:
+def finest(fx: FeatureExtractor) -> int:
+    """Cells across a square image in the finest cross-attention, at the size that the model was trained for."""
+    side: int = fx.denoiser.config.sample_size
+    return side // min(a.stride or 1 for a in fx.available if a.id.endswith("-cross-map"))
+
+
+def ceiling(scene: Scene, grid: int) -> Tensor:
     """(5, classes) of the truth itself, reduced to ``grid`` cells across by majority and brought back as maps are."""
     truth = torch.from_numpy(scene.semantic).long()
     masks = F.one_hot(truth, CLASSES).permute(2, 0, 1).float()[None]
@@ -127,16 +133,20 @@ def difference(one: Tensor, other: Tensor) -> dict[str, Any]:
 
 def quality(segmentor: TrainingFreeSegmentor, drawn: Sequence[Scene]) -> dict[str, Any]:
     """Every row of the table on some scenes."""
-    counts = torch.stack([counted(segmentor, scene, ROWS, seed) for seed, scene in enumerate(drawn)], dim=1)
-    named = {row.name: one for row, one in zip(ROWS, counts, strict=True)}
+    there = {a.id for a in segmentor.fx.available}
+    rows = [row for row in ROWS if there.issuperset(row.refiners)]
+    counts = torch.stack([counted(segmentor, scene, rows, seed) for seed, scene in enumerate(drawn)], dim=1)
+    named = {row.name: one for row, one in zip(rows, counts, strict=True)}
     result: dict[str, Any] = {}
     for name, one in named.items():
         figures = scores(one)
         figures.pop("iou")
         result[name] = {**figures, "over_vanilla": difference(one, named[VANILLA]),
                         "under_full": difference(named[BEST], one)}  # fmt: skip
-    top = scores(torch.stack([ceiling(scene) for scene in drawn]))
-    return {"rows": result, "ceiling": {key: top[key] for key in ("miou", "accuracy", "boundary_iou")}}
+    grid = finest(segmentor.fx)
+    top = scores(torch.stack([ceiling(scene, grid) for scene in drawn]))
+    highest = {key: top[key] for key in ("miou", "accuracy", "boundary_iou")}
+    return {"rows": result, "ceiling": {"grid": grid, **highest}}
 
 
 def show_quality(result: dict[str, Any]) -> str:
@@ -150,7 +160,8 @@ def show_quality(result: dict[str, Any]) -> str:
         for name, one in result["rows"].items()
     ]  # fmt: skip
     top = result["ceiling"]
-    rows.append(["ceiling of the 32x32 grid", f"{top['miou']:.3f}", "", "", "", f"{top['boundary_iou']:.3f}"])
+    name = "ceiling of the {grid}x{grid} grid".format(**top)
+    rows.append([name, f"{top['miou']:.3f}", "", "", "", f"{top['boundary_iou']:.3f}"])
     return table(["", "mean IoU", "95% interval", "over all off", "all on, over it", "boundary IoU"], rows)
 
 
@@ -313,7 +324,7 @@ def main() -> None:
         print(show_costs(result["cost"][options.cost]))
     else:
         result["quality"] = {}
-        segmentor = TrainingFreeSegmentor(FeatureExtractor.from_pretrained(options.model))
+        segmentor = TrainingFreeSegmentor(FeatureExtractor.from_pretrained(options.model, "*"))
         for split in options.split:
             drawn = list(scenes(split, options.scenes))
             for t in options.t or [segmentor.preset.t]:
