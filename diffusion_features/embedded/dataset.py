@@ -17,6 +17,8 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +85,7 @@ def write(root: str | os.PathLike[str], split: str, count: int, size: tuple[int,
 
     Raises:
         ValueError: as ``scenes``; or the folder holds this split in another size.
+        RuntimeError: the processes that draw cannot start: in a script, call this from its main block.
     """
     folder, wanted = Path(root), seeds(split, count)
     out = (size, size) if isinstance(size, int) else size
@@ -93,9 +96,15 @@ def write(root: str | os.PathLike[str], split: str, count: int, size: tuple[int,
         )
     for kind in ("img_dir", "ann_dir", "parts_dir", "instances_dir"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        jobs = ((folder, split, seed, out) for seed in wanted)
-        records = list(pool.imap(_write_one, jobs, chunksize=16))
+    jobs = [(folder, split, seed, out) for seed in wanted]
+    try:
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            records = list(pool.map(_write_one, jobs, chunksize=16))
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "the processes that draw could not start, or were killed: a script calls this below "
+            "`if __name__ == '__main__':`, because each process imports the script"
+        ) from error
     about = {"split": split, "size": out, "classes": CLASSES, "palette": PALETTE, "parts": PARTS}
     _write_json(folder / f"{split}_pairs.json", list(_pairs(records)))
     _write_json(index, {**about, "images": records})

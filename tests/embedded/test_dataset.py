@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -77,6 +79,14 @@ def test_splits_share_no_seed():
 def test_wrong_splits_are_refused(split, count, message):
     with pytest.raises(ValueError, match=message):
         scenes(split, count)
+
+
+def test_a_script_without_a_main_block_is_told_so(tmp_path):
+    """Each process imports the script, and would start others without end."""
+    script = tmp_path / "script.py"
+    script.write_text("from diffusion_features.embedded.dataset import write\nwrite('world', 'test', 2)\n")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert ended.returncode == 1 and "below `if __name__ == '__main__':`" in ended.stderr
 
 
 def test_the_command_writes_them(tmp_path, capsys):
