@@ -123,7 +123,8 @@ class FeatureExtractor(nn.Module):
         """Load a pipeline that belongs to the extractor alone.
 
         Args:
-            model: ``"embedded"``, a hub id, a folder in the diffusers format, or a single ``.safetensors`` file.
+            model: ``"embedded"`` or another of ``embedded.MODELS``, a hub id, a folder in the diffusers format, or a
+                single ``.safetensors`` file.
             activations: what calls capture by default: an id, a glob, a preset, a file, a list, an id→bool mapping.
                 A transformer is loaded only up to the deepest of them; ``"*"`` loads all of it. A UNet is loaded whole.
             revision, variant, local_files_only: as in diffusers.

@@ -36,6 +36,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from . import embedded
 from .activations import COMPOSED, Spec, names, presets, select
 from .families import denoiser_classes, family_of, list_activations, refusal
 from .in_turn import in_turn
@@ -75,8 +76,9 @@ def load_pipeline(
     """Loads a text-to-image pipeline, frozen, in eval mode, on a device.
 
     Args:
-        model: ``"embedded"`` (shipped with this package), a folder in diffusers format, one ``.safetensors``
-            checkpoint, or a hub id such as ``"stabilityai/stable-diffusion-xl-base-1.0"``.
+        model: a pipeline shipped with this package, ``"embedded"`` or another of ``embedded.MODELS``; a folder in
+            diffusers format; one ``.safetensors`` checkpoint; or a hub id such as
+            ``"stabilityai/stable-diffusion-xl-base-1.0"``.
         revision: branch, tag or commit of a hub repository; the default branch if None.
         variant: reads weights such as ``model.<variant>.safetensors`` instead of ``model.safetensors``.
         dtype: of the weights; None means float16 on CUDA and float32 elsewhere.
@@ -121,13 +123,13 @@ def resolve(model: str | os.PathLike[str]) -> Path | str:
         LoadError: a pickled checkpoint, a file of another kind, a path that does not exist, or no valid hub id.
     """
     name = os.fspath(model)
-    if name == "embedded":
-        from . import embedded
-
-        return Path(embedded.path())
+    if name in embedded.MODELS:
+        return embedded.path(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if name.startswith("embedded"):
+        raise LoadError(f"No model {name!r} ships with this package; there are {', '.join(embedded.MODELS)}.")
     if path.suffix in PICKLES:
         raise LoadError(
             f"{path} is a pickled checkpoint, and opening a pickle can run any code hidden in it. "
@@ -440,7 +442,8 @@ def _hub_sentence(repo: str, revision: str | None, offline: bool, error: Excepti
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"There is no model {repo!r} on {constants.ENDPOINT}, and no such folder here. Did you mean a local "
-            "folder? If it is private, log in with `hf auth login`. The model shipped with this package is 'embedded'."
+            "folder? If it is private, log in with `hf auth login`. The models shipped with this package "
+            f"are {', '.join(embedded.MODELS)}."
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}; its branches and tags are listed on {page}/tree/main."

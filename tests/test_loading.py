@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
+from diffusion_features.embedded import MODELS, path
 from diffusion_features.loading import LoadError, _configuration_of, load_pipeline, model_revision, resolve
 from tests.hub import Hub, Loader
 from tests.tiny import save_sd15
@@ -208,6 +209,7 @@ def test_pickled_checkpoint_is_refused_with_the_reason(tmp_path: Path, suffix: s
         ("/nowhere/at/all", "no file or folder"),
         ("models/gone.safetensors", "no file or folder"),
         ("a/b/c", "no hub id"),
+        ("embedded-dti", "there are embedded, embedded-dit"),
         ("https://example.org/model", "no hub id"),
     ],
 )
@@ -219,7 +221,12 @@ def test_names_that_lead_nowhere(name: str, sentence: str) -> None:
 def test_resolve_tells_folder_from_hub_id(folder: Path) -> None:
     assert resolve(str(folder)) == folder
     assert resolve("owner/name") == "owner/name"
-    assert resolve("embedded") == Path(resolve("embedded"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_shipped_model_has_a_folder_with_a_pipeline(model: str) -> None:
+    assert resolve(model) == path(model)
+    assert (path(model) / "model_index.json").is_file()
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ MODELS: dict[str, Any] = {
     "sdxl": lambda: UNet2DConditionModel(**XL),  # type: ignore[arg-type]
     "pgv2": lambda: UNet2DConditionModel(**XL),  # type: ignore[arg-type]
     "pixart": lambda: PixArtTransformer2DModel(caption_channels=4096, sample_size=128),
+    "embedded-dit": lambda: PixArtTransformer2DModel(4, 32, num_layers=8, caption_channels=96, cross_attention_dim=128),
     "hunyuan": lambda: HunyuanDiT2DModel(in_channels=4, patch_size=2, num_layers=40, hidden_size=1408),
     "flux": lambda: FluxTransformer2DModel(guidance_embeds=True),
 }
@@ -60,8 +61,9 @@ def blocks(numbers: Any, suffix: str) -> set[str]:
 
 def test_every_file_is_of_a_family_and_complete() -> None:
     assert {file.stem for file in preset_folder().glob("*.json")} == set(MODELS)
+    called = {"pgv2": "playground-v2", "embedded-dit": "embedded-dit"}  # what tells two of one topology apart
     for name in MODELS:
-        assert family_of(model(name)).preset_model(model(name), "playground-v2" if name == "pgv2" else "") == name
+        assert family_of(model(name)).preset_model(model(name), called.get(name, "")) == name
         for preset in content(name).values():
             assert set(preset) == {"source", "t", "activations"} and "arXiv" in preset["source"]
             assert isinstance(preset["t"], int) and 0 < preset["t"] < 1000

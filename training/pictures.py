@@ -1,4 +1,4 @@
-"""Draws the pictures of ``docs/embedded.md``: ``python training/pictures.py world``, ``samples`` or ``adapters``."""
+"""Draws the pictures of ``docs/embedded.md``: ``python training/pictures.py world``, or another of ``SHEETS``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
+    PixArtAlphaPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
 )
@@ -103,15 +104,23 @@ def adapters(numbers: Sequence[int] = (7, 8, 9)) -> Image.Image:
     return sheet(pictures, titles)
 
 
+def transformer() -> Image.Image:
+    """Return the sheet of samples of the transformer."""
+    # Binning would generate at 256 pixels, the smallest size that PixArt's own table has, and shrink the result.
+    call = {"use_resolution_binning": False, "clean_caption": False}
+    return samples(PixArtAlphaPipeline.from_pretrained(path("embedded-dit"), dtype=torch.float32), **call)
+
+
+def shipped() -> Image.Image:
+    """Return the sheet of samples of the UNet."""
+    return samples(StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32))
+
+
+SHEETS = {"world": world, "samples": shipped, "adapters": adapters, "dit": transformer}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", choices=["world", "samples", "adapters"])
+    parser.add_argument("which", choices=[*SHEETS])
     which = parser.parse_args().which
     IMAGES.mkdir(parents=True, exist_ok=True)
-    if which == "world":
-        world().save(IMAGES / "world.png", optimize=True)
-    elif which == "adapters":
-        adapters().save(IMAGES / "embedded_adapters.png", optimize=True)
-    else:
-        shipped = StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32)
-        samples(shipped).save(IMAGES / "embedded_samples.png", optimize=True)
+    SHEETS[which]().save(IMAGES / ("world.png" if which == "world" else f"embedded_{which}.png"), optimize=True)

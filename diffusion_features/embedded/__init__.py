@@ -1,4 +1,4 @@
-"""A small text-to-image diffusion pipeline that ships with the package, and the drawn world it was trained on.
+"""Small text-to-image diffusion pipelines that ship with the package, and the drawn world they were trained on.
 
 Importing this module loads no PyTorch: :func:`path` only says where the weights are.
 """
@@ -35,6 +35,7 @@ __all__ = [
     "HELD_OUT_PAIRS",
     "HELD_OUT_SEED",
     "HELD_OUT_STYLES",
+    "MODELS",
     "OBJECTS",
     "ORDINARY_STYLES",
     "PARTS",
@@ -51,6 +52,17 @@ __all__ = [
 ]
 
 
-def path() -> Path:
-    """Return the folder of the pipeline, for ``StableDiffusionPipeline.from_pretrained``."""
-    return Path(__file__).resolve().parent / "sd"
+MODELS = {"embedded": "sd", "embedded-dit": "dit"}
+"""Name → folder beside this file: a UNet, and a transformer."""
+
+
+def path(model: str = "embedded") -> Path:
+    """Return the folder of a shipped pipeline, for its ``from_pretrained``.
+
+    Args:
+        model: "embedded", for ``StableDiffusionPipeline``, or "embedded-dit", for ``PixArtAlphaPipeline``.
+
+    Raises:
+        KeyError: no shipped pipeline has this name.
+    """
+    return Path(__file__).resolve().parent / MODELS[model]

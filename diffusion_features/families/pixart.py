@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Layout
+from ..embedded import MODELS
 from . import _latents, _patches
 from ._walk import block, named
 
@@ -35,7 +36,8 @@ def layout(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> L
 
 
 def preset_model(transformer: nn.Module, name: str) -> str | None:
-    return "pixart"
+    """``pixart``, or the name of a pipeline that ships with this package and has fewer blocks."""
+    return name if name in MODELS else "pixart"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.embedded import CLASSES, COLOURS, TEST_SEED, label, path, render
+from diffusion_features.embedded import CLASSES, COLOURS, TEST_SEED, path, render
 from segmentors import TrainingFreeSegmentor
 from segmentors.training_free import PLAIN, PRESETS
+from tests.embedded.overlap import mean_iou
 
 SCENES = 16
 #: Predicting zero scores 1. The shipped weights score about 0.05; the floor leaves room for other kernels.
@@ -116,17 +117,9 @@ def test_the_caption_matters(pipe, batch, right):
 
 
 def attention_iou(pipe) -> float:
-    """Mean IoU over classes of plain averages, each scene told its own classes."""
+    """Mean IoU over classes of plain averages."""
     segment = TrainingFreeSegmentor(FeatureExtractor.from_pipe(pipe), PRESETS["embedded"], replace(PLAIN, refine=False))
-    both, either = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
-    for i in range(SCENES):
-        scene = render(TEST_SEED + i)
-        labels = segment(scene.image, classes=list(scene.classes), seed=i).labels.numpy()
-        for place, name in enumerate(scene.classes):
-            found, truth = labels == place, scene.semantic == label(name)
-            both[label(name)] += (found & truth).sum()
-            either[label(name)] += (found | truth).sum()
-    return float(np.mean(both[either > 0] / either[either > 0]))
+    return mean_iou(segment, [render(TEST_SEED + i) for i in range(SCENES)])
 
 
 def test_attention_finds_the_words(pipe):
