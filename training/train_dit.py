@@ -93,10 +93,11 @@ def pipeline(module: Masked, words: T5Tokenizer, dtype: torch.dtype) -> PixArtAl
     """Return copies of the networks as a pipeline on the CPU."""
     vae = AutoencoderKL.from_pretrained(VAE_FOLDER)
     parts = [copy.deepcopy(each).eval().to("cpu", dtype) for each in (vae, module.text, module.unet)]
+    scheduler = DPMSolverMultistepScheduler(**NOISE)
+    scheduler.register_to_config(clip_sample=False)  # as for the UNet: DDIM would clip latents otherwise
     return PixArtAlphaPipeline(
-        vae=parts[0], text_encoder=parts[1], transformer=parts[2], tokenizer=words,
-        scheduler=DPMSolverMultistepScheduler(**NOISE),
-    )  # fmt: skip
+        vae=parts[0], text_encoder=parts[1], transformer=parts[2], tokenizer=words, scheduler=scheduler
+    )
 
 
 def main() -> None:

@@ -94,6 +94,11 @@ def test_attention_finds_the_words(fx: FeatureExtractor, scenes: list[Scene]) ->
     assert attention_iou(fx, scenes) > 2 * attention_iou(untrained(fx), scenes)
 
 
+def test_another_sampler_does_not_clip_its_latents(fx: FeatureExtractor) -> None:
+    """They are larger than 1: clipped, all colours turn purple."""
+    assert diffusers.DDIMScheduler.from_config(fx.pipe.scheduler.config).config.clip_sample is False
+
+
 def test_only_the_blocks_that_are_needed_are_loaded(scenes: list[Scene], fx: FeatureExtractor) -> None:
     few = FeatureExtractor.from_pretrained(MODEL, "vit-block2-out")
     assert len(few.denoiser.transformer_blocks) == 3 < len(fx.denoiser.transformer_blocks)
