@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
-from train_dit import CONTEXT, SIZES, TOKENS, Masked, Size, networks, tokenizer
+from train_dit import CONTEXT, END, SIZES, TOKENS, Masked, Size, networks, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,16 @@ def test_padding_changes_no_prediction(words):
 
 
 def test_sizes_differ_in_depth_and_width():
-    small, large = (networks(SIZES[name], 100)[0] for name in ("small", "large"))
+    small, large = (networks(SIZES[name], 100)[0] for name in ("dit-small", "dit"))
     parameters = [sum(p.numel() for p in each.parameters()) for each in (small, large)]
     assert parameters[1] > 4 * parameters[0]
     assert small.config.sample_size == large.config.sample_size
+
+
+def test_what_is_silent_is_read_as_in_an_empty_caption(words):
+    module = Masked(*networks(Size(1, 2, 1e-3), len(words)))
+    ids = words(["a red car", "sand"], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    empty = words([""], return_tensors="pt").input_ids
+    assert words.eos_token_id == END and empty.tolist() == [[END]]
+    assert torch.equal(module.nothing(ids)[0, :2], module.read(empty)[0].expand(2, -1))
+    assert ((ids == END).sum(dim=1) == 1).all(), "one end token a caption, which alone is silent"
