@@ -128,8 +128,6 @@ def resolve(model: str | os.PathLike[str]) -> Path | str:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if name.startswith("embedded"):
-        raise LoadError(f"No model {name!r} ships with this package; there are {', '.join(embedded.MODELS)}.")
     if path.suffix in PICKLES:
         raise LoadError(
             f"{path} is a pickled checkpoint, and opening a pickle can run any code hidden in it. "
@@ -141,6 +139,8 @@ def resolve(model: str | os.PathLike[str]) -> Path | str:
         return path
     if path.is_absolute() or path.suffix == ".safetensors" or name.startswith((".", "~")):
         raise LoadError(f"There is no file or folder {path}.")
+    if name.startswith("embedded") and "/" not in name:
+        raise LoadError(f"No model {name!r} ships with this package; there are {', '.join(embedded.MODELS)}.")
     try:
         validate_repo_id(name)
     except HFValidationError as error:

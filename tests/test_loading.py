@@ -221,6 +221,7 @@ def test_names_that_lead_nowhere(name: str, sentence: str) -> None:
 def test_resolve_tells_folder_from_hub_id(folder: Path) -> None:
     assert resolve(str(folder)) == folder
     assert resolve("owner/name") == "owner/name"
+    assert resolve("embedded-systems/name") == "embedded-systems/name"
 
 
 @pytest.mark.parametrize("model", MODELS)
