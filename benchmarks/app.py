@@ -4,9 +4,10 @@
 
 The page is served by a process of its own with the embedded model, and asked through its API. A request and the same
 call of ``TrainingFreeSegmentor`` are timed one right after the other, in alternating order, on scenes not seen before.
-The request also uploads the picture, computes the plain segmentation to compare with, draws, encodes, and fetches all
-results over one connection, as a browser does. The ratios are of seconds on the clock, those of the asking client too,
-and of seconds of all cores together, the client's left out, which other programs on the machine disturb less.
+The request also uploads the picture, computes the plain segmentation to compare with, draws and encodes all results,
+and fetches over one connection the pictures that a browser shows at once. The ratios are of seconds on the clock, those
+of the asking client too, and of seconds of all cores together, the client's left out, which other programs on the
+machine disturb less.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
             words, told = [*scene.classes], ", ".join(scene.classes)
 
             def ask(words: list[str], file: Path = file, told: str = told) -> None:
-                for url in urls(client.predict(handle_file(str(file)), words, caption=told, api_name="/segment")):
+                labels, _, compared, *_ = client.predict(
+                    handle_file(str(file)), words, caption=told, api_name="/segment"
+                )
+                for url in urls([labels, compared]):
                     browser.get(url).raise_for_status()
 
             def bare(scene: Scene = scene, words: list[str] = words, told: str = told) -> None:

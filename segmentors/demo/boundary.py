@@ -6,11 +6,15 @@ import functools
 import html
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import gradio as gr
+from gradio.components.annotated_image import AnnotatedImageData, Annotation
+from gradio.data_classes import FileData, GradioModel, GradioRootModel
 
+from .files import Titled
 from .stopping import Stopped, in_thread
 
 LOG = logging.getLogger(__name__)
@@ -26,6 +30,24 @@ def upload(label: str, **options: Any) -> gr.Image:
     """
     sources: Any = ["upload", "clipboard", "webcam"]
     return gr.Image(label=label, type="filepath", sources=sources, alt_text=label, buttons=[], **options)
+
+
+def sent(component: gr.components.Component, value: Any) -> Any:
+    """A value of a component as it goes to the browser, of an event with ``postprocess=False``."""
+    found = component.postprocess(value)
+    return found.model_dump() if isinstance(found, (GradioModel, GradioRootModel)) else found
+
+
+def annotated(picture: str, masks: Titled, colours: Mapping[str, str]) -> Any:
+    """An ``AnnotatedImage`` of files, of an event with ``postprocess=False``: by itself it only takes arrays.
+
+    Args:
+        masks: a file and the name of each.
+        colours: name → "#rrggbb" of the legend.
+    """
+    named = [Annotation(image=FileData(path=file), label=name) for file, name in masks]
+    value = AnnotatedImageData(image=FileData(path=picture), annotations=named).model_dump()
+    return gr.update(value=value, color_map={**colours})
 
 
 def run_and_cancel(label: str, name: str) -> tuple[gr.Button, gr.Button]:
@@ -50,13 +72,15 @@ def timed(progress: gr.Progress) -> Callable[[float, str], None]:
     return step
 
 
-def plain(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+def plain(function: Callable[..., Any], thread: Executor) -> Callable[..., Coroutine[Any, Any, Any]]:
     """The function as Gradio is to call it: so that it can be cancelled, and with errors as sentences for the visitor.
 
     Those of input are told as they are, all others without detail.
+
+    Args:
+        thread: where it runs.
     """
 
-    @in_thread
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -71,7 +95,7 @@ def plain(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any
                 LOG.exception("an unexpected error")
             raise _shown(NO_MEMORY if memory else UNEXPECTED) from None
 
-    return wrapped
+    return in_thread(wrapped, thread)
 
 
 def _sentence(error: ValueError) -> str:

@@ -65,6 +65,10 @@ class Models:
         self._loaded: dict[str, Loaded] = {}
         self._locks = {name: threading.Lock() for name in self.names}
 
+    def loaded(self, name: object) -> Loaded | None:
+        """A model by its name, if it is loaded by now."""
+        return self._loaded.get(str(name))
+
     def __call__(self, name: object) -> Loaded:
         """A model by its name, loaded at the first call.
 

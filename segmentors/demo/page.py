@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from pathlib import Path
 
 import gradio as gr
 
-from .downloads import Downloads
+from .files import Files
 from .models import Models
 from .settings import Settings
 from .shared import Shared
@@ -19,14 +20,15 @@ segmented, without training; or look at the features that make it possible.
 """
 
 
-def page(settings: Settings, models: Models, folder: Path) -> gr.Blocks:
+def page(settings: Settings, models: Models, folder: Path, thread: Executor, others: Executor) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         models: those of ``settings``.
         folder: where uploads and results go; Gradio's folder for files.
+        thread, others: where models run, and where anything else does; see ``Shared``.
     """
-    shared = Shared(settings, models, folder, Downloads(folder / "results", settings.disk_bytes))
+    shared = Shared(settings, models, folder, Files(folder / "results", settings.disk_bytes), thread, others)
     with gr.Blocks(title="Diffusion features", analytics_enabled=False) as blocks:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tab("Segment", id="segment"):

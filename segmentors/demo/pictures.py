@@ -14,19 +14,23 @@ TILE = 256
 """Larger score maps are reduced to this many pixels on the longer side. Nothing is enlarged: encoding is what takes the
 time, and browsers enlarge by themselves, see ``style.CSS``."""
 
-Box = tuple[int, int, int, int]
-Annotated = tuple[Image.Image, list[tuple[np.ndarray | Box, str]]]
 
-
-def annotated(picture: Image.Image, labels: Tensor, classes: Sequence[str], opacity: float) -> Annotated:
-    """A picture with a mask for each class that occurs, in the form that Gradio's ``AnnotatedImage`` takes.
+def masks(
+    labels: Tensor, classes: Sequence[str], colours: Sequence[RGB], opacity: float
+) -> list[tuple[Image.Image, str]]:
+    """A picture for each class that occurs, in its colour where it is and transparent elsewhere, and its name.
 
     Args:
-        labels: (H, W) of the picture.
-        opacity: of the masks, 0 to 1.
+        labels: (H, W), indices into ``classes``.
+        opacity: of the colour, 0 to 1.
     """
-    there = labels.unique().tolist()
-    return picture, [((labels == i).numpy() * opacity, classes[i]) for i in there]
+    found = []
+    for i in labels.unique().tolist():
+        mask = Image.fromarray((labels == i).numpy().astype(np.uint8))
+        mask.putpalette([0, 0, 0, *colours[i]])
+        mask.info["transparency"] = bytes([0, round(255 * opacity)])
+        found.append((mask, classes[i]))
+    return found
 
 
 def colour_map(classes: Sequence[str], colours: Sequence[RGB]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def running(settings: Settings) -> Iterator[str]:
     """
     models = Models(settings.models)
     before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="diffusion-features-", dir=before) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="diffusion-features-", dir=before) as folder,
+        _threads(1, "models") as thread,
+        _threads(4, "others") as others,
+    ):
         os.environ["GRADIO_TEMP_DIR"] = folder  # components read it when they are made
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         try:
@@ -39,7 +44,7 @@ def running(settings: Settings) -> Iterator[str]:
             from .style import CSS, theme
 
             limits = settings.allowed
-            blocks = page(settings, models, Path(folder))
+            blocks = page(settings, models, Path(folder), thread, others)
             guard = Middleware(Guard, body=limits.body, upload=limits.upload_bytes)
             _, address, _ = blocks.launch(
                 prevent_thread_lock=True, quiet=True, share=False, show_error=False, ssr_mode=False, pwa=False,
@@ -47,19 +52,27 @@ def running(settings: Settings) -> Iterator[str]:
                 server_name="0.0.0.0" if settings.public else "127.0.0.1", server_port=settings.port,
                 max_file_size=limits.upload_bytes, app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS,
             )  # fmt: skip
-            loading = threading.Thread(target=models, args=(models.names[0],))
-            loading.start()
+            thread.submit(models, models.names[0])
             try:
                 with housekeeping(Path(folder), settings.kept):
                     yield address
             finally:
                 blocks.close(verbose=False)
-                loading.join()  # a thread inside torch must not outlive the interpreter
         finally:
             if before is None:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
                 os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def _threads(count: int, name: str) -> Iterator[Executor]:
+    """Threads until the block ends; what has not begun by then is left."""
+    threads = ThreadPoolExecutor(count, name)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def serve(settings: Settings) -> None:

@@ -10,11 +10,11 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
-import anyio.to_thread
 from torch import nn
 
 T = TypeVar("T")
@@ -53,20 +53,25 @@ def before_layers(model: nn.Module, call: Callable[[], object]) -> None:
             layer.register_forward_pre_hook(hook)
 
 
-def in_thread(function: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:
-    """The function as a coroutine that runs it in a thread. Cancelled, it ends as soon as the function has stopped."""
+def in_thread(function: Callable[..., T], thread: Executor) -> Callable[..., Coroutine[Any, Any, T]]:
+    """The function as a coroutine that runs it in a thread.
+
+    Cancelled, it ends at once if the function has not begun, otherwise as soon as it has stopped.
+    """
 
     @functools.wraps(function)
     async def run(*args: Any, **kwargs: Any) -> T:
         unwanted = threading.Event()
-        _UNWANTED.set(unwanted)  # the thread gets a copy of this context
-        thread = asyncio.ensure_future(anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs)))
+        _UNWANTED.set(unwanted)
+        begun = thread.submit(copy_context().run, functools.partial(function, *args, **kwargs))
+        ended = asyncio.wrap_future(begun)
         try:
-            return await asyncio.shield(thread)
+            return await asyncio.shield(ended)
         except asyncio.CancelledError:
             unwanted.set()
-            with suppress(Exception):  # nobody is there to be told
-                await thread
+            if not begun.cancel():
+                with suppress(Exception):  # nobody is there to be told
+                    await ended
             raise
 
     return run

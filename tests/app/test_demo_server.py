@@ -66,6 +66,24 @@ def test_segment_is_the_segmentors_answer(client: Client, pictures: list[str]) -
     assert Image.open(overlay).width == 96
 
 
+def named(answer: Any) -> set[str]:
+    """The paths, on the server, of all files in an answer that were not fetched."""
+    if isinstance(answer, dict) and isinstance(answer.get("path"), str):
+        return {answer["path"]}
+    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, (list, tuple)) else ()
+    return {path for part in parts for path in named(part)}
+
+
+def test_no_answer_writes_into_the_files_of_another(server: Server, pictures: list[str]) -> None:
+    """A second visitor with the same question, whose answer comes while the first still fetches."""
+    client = Client(server.address, verbose=False, download_files=False)
+    for api, given in (("/segment", (["tree"],)), ("/components", ("embedded",)), ("/similar", ("embedded",))):
+        first, second = (client.predict(handle_file(pictures[0]), *given, api_name=api) for _ in range(2))
+        assert named(first) and not named(first) & named(second), api
+    first, second = (client.predict("test", 3, api_name="/scene") for _ in range(2))
+    assert len(named(first)) > 3 and not named(first) & named(second)
+
+
 def test_gate_is_that_of_the_package(client: Client, server: Server, tiny_model: str, pictures: list[str]) -> None:
     call: dict[str, Any] = dict(prompt="a cat", techniques=["denoise"], t=200, draws=1, seed=5)
     drawn, table, words = client.predict(handle_file(pictures[0]), server.tiny, **call, api_name="/gate")

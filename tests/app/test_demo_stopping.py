@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -30,15 +32,21 @@ class Chain(nn.Module):
 
 
 @pytest.fixture
+def thread() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1) as one:
+        yield one
+
+
+@pytest.fixture
 def chain() -> Chain:
     model = Chain(4)
     stoppable(model)
     return model
 
 
-async def cancelled(chain: Chain) -> None:
+async def cancelled(chain: Chain, thread: Executor) -> None:
     """Cancel a run while it is in the first layer, and let it go on."""
-    task = asyncio.ensure_future(in_thread(chain)(torch.ones(1, 2)))
+    task = asyncio.ensure_future(in_thread(chain, thread)(torch.ones(1, 2)))
     assert await asyncio.to_thread(chain.begun.wait, 30)
     task.cancel()
     await asyncio.sleep(0)
@@ -49,23 +57,42 @@ async def cancelled(chain: Chain) -> None:
         await task
 
 
-def test_a_cancelled_run_ends_before_its_next_layer(chain: Chain) -> None:
-    asyncio.run(cancelled(chain))
+def test_a_cancelled_run_ends_before_its_next_layer(chain: Chain, thread: Executor) -> None:
+    asyncio.run(cancelled(chain, thread))
     assert chain.ran == 1
     chain.ran = 0
-    assert asyncio.run(in_thread(chain)(torch.ones(1, 2))).shape == (1, 2) and chain.ran == 4
+    assert asyncio.run(in_thread(chain, thread)(torch.ones(1, 2))).shape == (1, 2) and chain.ran == 4
 
 
-def test_one_cancelled_run_stops_no_other(chain: Chain) -> None:
+def test_one_cancelled_run_stops_no_other(chain: Chain, thread: Executor) -> None:
     async def both() -> torch.Tensor:
         other = Chain(4)
         stoppable(other)
         other.go.set()
-        result, _ = await asyncio.gather(in_thread(other)(torch.ones(1, 2)), cancelled(chain))
+        result, _ = await asyncio.gather(
+            in_thread(other, ThreadPoolExecutor(1))(torch.ones(1, 2)), cancelled(chain, thread)
+        )
         assert other.ran == 4
         return result
 
     assert asyncio.run(both()).shape == (1, 2)
+
+
+def test_what_is_cancelled_before_it_begins_never_runs(chain: Chain, thread: Executor) -> None:
+    async def behind() -> None:
+        first = asyncio.ensure_future(in_thread(chain, thread)(torch.ones(1, 2)))
+        second = asyncio.ensure_future(in_thread(chain, thread)(torch.ones(1, 2)))
+        assert await asyncio.to_thread(chain.begun.wait, 30)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert not first.done(), "it waited for the run before it"
+        chain.go.set()
+        assert (await first).shape == (1, 2)
+
+    asyncio.run(behind())
+    thread.submit(int).result()
+    assert chain.ran == 4
 
 
 def test_outside_of_a_run_nothing_stops(chain: Chain) -> None:
@@ -74,11 +101,11 @@ def test_outside_of_a_run_nothing_stops(chain: Chain) -> None:
     assert chain(torch.ones(1, 2)).shape == (1, 2)
 
 
-def test_errors_and_results_come_through() -> None:
+def test_errors_and_results_come_through(thread: Executor) -> None:
     def fails() -> None:
         raise ValueError("as it is")
 
     with pytest.raises(ValueError, match="as it is"):
-        asyncio.run(in_thread(fails)())
-    assert asyncio.run(in_thread(lambda a, b: a + b)(1, b=2)) == 3
+        asyncio.run(in_thread(fails, thread)())
+    assert asyncio.run(in_thread(lambda a, b: a + b, thread)(1, b=2)) == 3
     assert not issubclass(Stopped, ValueError)  # which is shown to visitors

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,8 @@ from PIL import Image
 
 from diffusion_features import ImageError
 from segmentors.demo import uploads
-from segmentors.demo.downloads import Downloads
+from segmentors.demo.files import Files
+from segmentors.demo.pictures import masks
 from segmentors.demo.segmenting import Answer
 from segmentors.demo.settings import PUBLIC, Limits, Settings
 from tests.app.hostile import BROKEN, WHOLE, encoded, png_header
@@ -132,12 +131,36 @@ def test_files_to_download_stay_within_their_budget(tmp_path: Path) -> None:
     scores = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
     found = Answer(labels, labels, scores, ("cat", "dog"), ("cat, dog",), {}, {}, False)
     picture, colours = Image.new("RGB", (16, 16)), [(255, 0, 0), (0, 255, 0)]
-    one = sum(Path(file).stat().st_size for file in Downloads(tmp_path / "one", 2**30)(picture, found, colours))
-    write = Downloads(tmp_path / "many", 3 * one)
-    for number in range(8):
-        files = write(picture, found, colours)
-        for file in files:
-            os.utime(file, (time.time() + number,) * 2)
+    one = sum(Path(file).stat().st_size for file in Files(tmp_path / "one", 2**30).results(picture, found, colours))
+    write = Files(tmp_path / "many", 3 * one)
+    for _ in range(8):
+        files = write.results(picture, found, colours)
         there = [path for path in (tmp_path / "many").rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in there) <= 3 * one and {*map(Path, files)} <= {*there}
     assert np.array_equal(np.load(files[2]), scores.numpy()) and Image.open(files[0]).mode == "P"
+
+
+def test_files_that_were_removed_otherwise_are_forgotten(tmp_path: Path) -> None:
+    """What age has removed does not count, so the budget is for what is there."""
+    picture = Image.new("RGB", (16, 16))
+    files = Files(tmp_path, 0)
+    assert Path(files.picture(picture)).exists(), "the newest stays, whatever the budget"
+    size = Path(files.picture(picture)).stat().st_size
+    files = Files(tmp_path / "new", 2 * size)
+    first = Path(files.picture(picture))
+    first.unlink()
+    second, third = (Path(files.picture(picture)) for _ in range(2))
+    assert second.exists() and third.exists()
+    fourth = Path(files.picture(picture))
+    assert not second.exists() and third.exists() and fourth.exists()
+
+
+def test_masks_show_their_class_alone() -> None:
+    labels = torch.tensor([[0, 2], [2, 0]])
+    colours = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    found = masks(labels, ["sky", "cat", "dog"], colours, 0.4)
+    assert [name for _, name in found] == ["sky", "dog"]
+    for (mask, _), i in zip(found, (0, 2), strict=True):
+        shown = np.array(mask.convert("RGBA"))
+        there = (labels == i).numpy()
+        assert (shown[there] == [*colours[i], 102]).all() and (shown[~there][:, 3] == 0).all()

@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 
 from .. import uploads
-from ..boundary import plain, run_and_cancel, timed, upload
+from ..boundary import run_and_cancel, timed, upload
 from ..hovering import hover
-from ..looking import Look, Similar, attention, components, features, grouped, heads, layers, shown_size, similar
+from ..looking import Look, attention, components, features, grouped, heads, layers, shown_size, similar
 from ..models import Loaded
 from ..pacing import Step
 from ..settings import Limits
-from ..shared import RUNS, Shared
+from ..shared import LOOKS_UP, RUNS, Shared
 
 ALL = "all layers, each the mean of its heads"
 WHOLE = "the whole model"
@@ -64,20 +64,20 @@ def _inputs(shared: Shared) -> list[Any]:
         t = gr.Number(T, label="Timestep", precision=0, minimum=0, maximum=999)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
 
-    @plain
+    @shared.beside
     def offer(model: str, place: str) -> tuple[Any, Any, Any]:
         """What a model has, when a visitor opens a list: presets, parts, activations of the part that is chosen."""
-        loaded = shared.models(model)
+        loaded = shared.looked_up(model)
         groups = grouped(loaded.looked_at)
         here = groups.get(place, loaded.looked_at)
         lists = ([*loaded.presets], [WHOLE, *groups], here)
         return tuple(gr.Dropdown(choices=one) for one in lists)  # type: ignore[return-value]
 
-    @plain
+    @shared.beside
     def fill(model: str, preset: str | None) -> list[str]:
-        return shared.models(model).presets.get(str(preset), [])
+        return shared.looked_up(model).presets.get(str(preset), [])
 
-    quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", **RUNS)
+    quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", **LOOKS_UP)
     opened = [preset.focus, place.focus, place.input, chosen.focus, model.change]
     gr.on(opened, offer, [model, place], [preset, place, chosen], **quiet)
     preset.input(fill, [model, preset], chosen, **quiet)
@@ -95,7 +95,7 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
         elem_classes="sharp", elem_id="features",
     )  # fmt: skip
 
-    @plain
+    @shared.with_model
     def show(
         picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
         activations: list[str] | None = None,
@@ -115,7 +115,7 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
         look, image = _look(prompt, t, seed, shared.limits), shared.picture(picture)
         loaded = _loaded(shared, model, step)
         ids = _ids(loaded, activations, shared.limits)
-        return components(features(loaded, image, look, ids, shared.features, step), image)
+        return shared.files.titled(components(features(loaded, image, look, ids, shared.features, step), image))
 
     event = run.click(show, asked, pictures, api_name="components", scroll_to_output=True, **RUNS)
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
@@ -147,7 +147,7 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
     def clicked(event: gr.SelectData) -> tuple[int, int]:
         return event.index[0], event.index[1]
 
-    @plain
+    @shared.with_model
     def clicked_again(picture: Any, event: gr.SelectData) -> tuple[int, int]:
         """A pixel of the picture that was sent, from one of the picture that is shown larger."""
         full = uploads.full_size(picture, shared.folder, shared.limits)
@@ -172,7 +172,7 @@ def _hovering(shared: Shared, inputs: list[Any]) -> None:
         elem_id="hover",
     )  # fmt: skip
 
-    @plain
+    @shared.with_model
     def prepare(
         picture: Any, model: str, prompt: str, t: float, seed: float, activations: list[str] | None, second: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
@@ -189,13 +189,13 @@ def _hovering(shared: Shared, inputs: list[Any]) -> None:
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
-def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, Similar]]:
-    @plain
+def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[str, str | None, str]]]:
+    @shared.with_model
     def find(
         picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
         activations: list[str] | None = None, second: Any = None, column: float = 0, row: float = 0,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Similar:  # fmt: skip
+    ) -> tuple[str, str | None, str]:  # fmt: skip
         """Cosine similarity of one pixel with every pixel of its picture, and of a second one.
 
         Args:
@@ -217,10 +217,10 @@ def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, Similar]]:
         loaded = _loaded(shared, model, step)
         ids = _ids(loaded, activations, limits)
         found = features(loaded, image, look, ids, shared.features, step)
-        if second is None:
-            return similar(found, image, point)
-        other = shared.picture(second)
-        return similar(found, image, point, (features(loaded, other, look, ids, shared.features, step), other))
+        other = None if second is None else shared.picture(second)
+        across = None if other is None else (features(loaded, other, look, ids, shared.features, step), other)
+        here, there, said = similar(found, image, point, across)
+        return shared.files.picture(here), None if there is None else shared.files.picture(there), said
 
     return find
 
@@ -241,7 +241,7 @@ def _attention_tab(shared: Shared, asked: list[Any]) -> None:
         format="png", elem_classes="sharp", elem_id="attended",
     )  # fmt: skip
 
-    @plain
+    @shared.with_model
     def show(
         picture: Any, model: str = shared.models.names[0], prompt: str = "", t: float = T, seed: float = 0,
         word: str = "", layer: str = ALL,
@@ -266,7 +266,7 @@ def _attention_tab(shared: Shared, asked: list[Any]) -> None:
         told, maps = attention(_loaded(shared, model, step), image, look, one, step)
         drawn = layers(maps, image) if layer == ALL else heads(maps, layer, image)
         offered = [ALL, *(title for _, title in layers(maps, image))]
-        return drawn, f"It read: {uploads.quoted(told)}", gr.Dropdown(choices=offered, value=layer)
+        return shared.files.titled(drawn), f"It read: {uploads.quoted(told)}", gr.Dropdown(choices=offered, value=layer)
 
     inputs, outputs = [*asked[:-1], word, layer], [pictures, said, layer]
     events: list[Any] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import gradio as gr
@@ -13,8 +13,8 @@ from segmentors.training_free.pictures import palette
 from segmentors.training_free.prompts import shortened
 
 from .. import uploads
-from ..boundary import plain, timed
-from ..pictures import annotated, colour_map
+from ..boundary import annotated, sent, timed
+from ..pictures import colour_map, masks
 from ..scenes import LIMIT, overlap, scene, truth
 from ..segmenting import Question, answer
 from ..shared import RUNS, Shared
@@ -50,20 +50,20 @@ def build(shared: Shared) -> None:
     table = gr.Dataframe(
         headers=["class", "IoU"], label="Intersection over union: 1 is perfect", interactive=False, elem_id="overlap"
     )
-    run = _run(shared)
     outputs = [drawn, true, found, table, said]
+    run = _run(shared, outputs)
     asked = [kind, number, caption, model]
     events: list[Any] = [
-        draw.click(run, asked, outputs, api_name="scene", **RUNS),
+        draw.click(run, asked, outputs, api_name="scene", postprocess=False, **RUNS),
         another.click(lambda: secrets.randbelow(LIMIT), None, number, queue=False, api_visibility="private").then(
-            run, asked, outputs, api_visibility="private", **RUNS
+            run, asked, outputs, api_visibility="private", postprocess=False, **RUNS
         ),
     ]
     stop.click(None, cancels=events, queue=False, api_visibility="private")
 
 
-def _run(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
-    @plain
+def _run(shared: Shared, outputs: Sequence[Any]) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
+    @shared.with_model
     def run(
         kind: str, number: float = 0, caption: bool = False, model: str = shared.models.names[0],
         progress: gr.Progress = gr.Progress(),  # noqa: B008
@@ -89,13 +89,17 @@ def _run(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[Any, ...]]]:
         step(0.0, "Reading the words")
         found = answer(loaded, question, shared.runs, step)
         each = overlap(found.labels, truth(one), len(one.classes))
-        colours = colour_map(one.classes, palette(one.classes))
-        masks = [annotated(one.image, labels, one.classes, OPACITY) for labels in (truth(one), found.labels)]
-        return (
-            masks[0][0],
-            *(gr.AnnotatedImage(mask, color_map=colours) for mask in masks),
-            [[name, f"{iou:.3f}"] for name, iou in zip(one.classes, each, strict=True)],
-            f"**Mean IoU {sum(each) / len(each):.3f}** · a {one.style} scene: “{one.caption}”",
-        )
+        colours, drawn = palette(one.classes), shared.files.picture(one.image)
+        shown = [
+            annotated(
+                drawn,
+                shared.files.titled(masks(labels, one.classes, colours, OPACITY)),
+                colour_map(one.classes, colours),
+            )
+            for labels in (truth(one), found.labels)
+        ]
+        rows = [[name, f"{iou:.3f}"] for name, iou in zip(one.classes, each, strict=True)]
+        said = f"**Mean IoU {sum(each) / len(each):.3f}** · a {one.style} scene: “{one.caption}”"
+        return sent(outputs[0], drawn), *shown, *map(sent, outputs[3:], (rows, said))
 
     return run

@@ -19,8 +19,8 @@ from segmentors.training_free.pictures import palette
 from segmentors.training_free.rescaling import Rescale
 
 from .. import uploads
-from ..boundary import plain, run_and_cancel, timed, upload
-from ..pictures import annotated, colour_map, covered, score_maps
+from ..boundary import annotated, run_and_cancel, sent, timed, upload
+from ..pictures import colour_map, covered, masks, score_maps
 from ..scenes import scene
 from ..segmenting import Answer, Question, answer
 from ..settings import Limits
@@ -144,26 +144,29 @@ def _photographs() -> list[list[Any]]:
 
 
 def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Button, stop: gr.Button) -> None:
-    segment = _segment(shared)
+    segment = _segment(shared, outputs)
     shown_before = gr.Checkbox(False, visible=False)  # a gr.State would not come without preprocessing
 
-    @plain
+    @shared.with_model
     def again(before: bool, *given: Any) -> Any:
         """Only once there is a result; until then, a visitor is still choosing."""
         return segment(*given) if before and given[0] and given[1] else (gr.skip(),) * len(outputs)
 
-    event = run.click(plain(segment), inputs, outputs, api_name="segment", scroll_to_output=True, **RUNS)
+    event = run.click(
+        shared.with_model(segment), inputs, outputs, postprocess=False, api_name="segment", scroll_to_output=True,
+        **RUNS,
+    )  # fmt: skip
     event.success(lambda: True, None, shown_before, api_visibility="private", queue=False)
     _, classes, background, _, _, _, _, _, threshold, *choices, opacity = inputs
     quick = gr.on(
         [classes.input, background.input, threshold.release, opacity.release, *(one.input for one in choices)],
         again, [shown_before, *inputs], outputs, api_visibility="private", trigger_mode="always_last",
-        show_progress="minimal", **RUNS,
+        show_progress="minimal", postprocess=False, **RUNS,
     )  # fmt: skip
     stop.click(None, cancels=[event, quick], queue=False, api_visibility="private")
 
 
-def _segment(shared: Shared) -> Callable[..., tuple[Any, ...]]:
+def _segment(shared: Shared, outputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
     def segment(
         picture: Any,
         classes: list[str],
@@ -226,7 +229,8 @@ def _segment(shared: Shared) -> Callable[..., tuple[Any, ...]]:
         found = answer(loaded, question, shared.runs, step)
         seconds = time.perf_counter() - began
         step(0.9, "Drawing")
-        return _shown(shared, question.picture, found, strength, seconds)
+        shown, *others = _shown(shared, question.picture, found, strength, seconds)
+        return shown, *map(sent, outputs[1:], others)
 
     return segment
 
@@ -240,17 +244,17 @@ def _words(
 
 
 def _shown(shared: Shared, picture: Image.Image, found: Answer, opacity: float, seconds: float) -> tuple[Any, ...]:
-    """In the order of ``_outputs``."""
-    colours = palette(found.classes)
+    """In the order of ``_outputs``, the first as it goes to the browser."""
+    colours, files = palette(found.classes), shared.files
+    drawn = files.titled(masks(found.labels, found.classes, colours, opacity))
+    before, after = (covered(picture, labels, colours, opacity) for labels in (found.plain, found.labels))
     return (
-        gr.AnnotatedImage(
-            annotated(picture, found.labels, found.classes, opacity), color_map=colour_map(found.classes, colours)
-        ),
+        annotated(files.picture(picture), drawn, colour_map(found.classes, colours)),
         _said(found, seconds),
-        (covered(picture, found.plain, colours, opacity), covered(picture, found.labels, colours, opacity)),
-        score_maps(found.scores, found.classes),
+        (files.picture(before), files.picture(after)),
+        files.titled(score_maps(found.scores, found.classes)),
         _weights(found),
-        shared.downloads(picture, found, colours),
+        files.results(picture, found, colours),
     )
 
 

@@ -10,10 +10,11 @@ import gradio as gr
 from diffusion_features.suppression.gate import RULE
 
 from .. import uploads
-from ..boundary import plain, run_and_cancel, timed, upload
+from ..boundary import run_and_cancel, timed, upload
+from ..files import Titled
 from ..looking import Look
-from ..shared import RUNS, Shared
-from ..shifting import DENOISE, FINER, GUIDED, WORDS, Shift, offered, test
+from ..shared import LOOKS_UP, RUNS, Shared
+from ..shifting import DENOISE, FINER, GUIDED, WORDS, offered, test
 
 ABOUT = """\
 A model that looks at a noisy picture imagines what the noise destroyed, and its features drift from the picture.
@@ -66,17 +67,18 @@ def _inputs(shared: Shared) -> list[Any]:
         draws = gr.Number(DRAWS, label="Draws of noise", precision=0, minimum=1, maximum=MOST_DRAWS)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
 
-    @plain
+    @shared.beside
     def offer(model: str) -> Any:
         """The techniques that a model has at hand, when a visitor opens their list."""
-        return gr.Dropdown(choices=[*offered(shared.models(model))])
+        return gr.Dropdown(choices=[*offered(shared.looked_up(model))])
 
-    gr.on([chosen.focus, model.change], offer, model, chosen, api_visibility="private", show_progress="hidden", **RUNS)
+    quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", **LOOKS_UP)
+    gr.on([chosen.focus, model.change], offer, model, chosen, **quiet)
     return [picture, model, prompt, chosen, words, t, draws, seed]
 
 
 def _run(shared: Shared) -> Callable[..., Any]:
-    @plain
+    @shared.with_model
     def gate(
         picture: Any,
         model: str = shared.models.names[0],
@@ -87,7 +89,7 @@ def _run(shared: Shared) -> Callable[..., Any]:
         draws: float = DRAWS,
         seed: float = 0,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Shift:
+    ) -> tuple[Titled, list[list[str]], str]:
         """Test which techniques suppress content shift in a picture.
 
         Args:
@@ -116,6 +118,7 @@ def _run(shared: Shared) -> Callable[..., Any]:
         chosen = FIRST if techniques is None else uploads.listed(techniques, "techniques")
         behind = uploads.text(words, "finer prompt", limits)
         step(0.0, "Loading the model")
-        return test(shared.models(model), image, look, chosen, behind, count, step)
+        found = test(shared.models(model), image, look, chosen, behind, count, step)
+        return shared.files.titled(found.pictures), found.table, found.said
 
     return gate
