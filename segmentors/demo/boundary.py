@@ -58,6 +58,12 @@ def run_and_cancel(label: str, name: str) -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
+def brings_into_view(run: gr.Button, place: str) -> None:
+    """From now on, a click scrolls to where its result will be, on a phone far below; ``place`` is a CSS selector."""
+    move = f"() => document.querySelector('{place}').scrollIntoView({{behavior: 'smooth', block: 'nearest'}})"
+    run.click(None, js=move, queue=False, api_visibility="private")
+
+
 def timed(progress: gr.Progress) -> Callable[[float, str], None]:
     """What tells a visitor the next step, and how long the rest will take, by what was done since the share was 0."""
     began = time.monotonic()

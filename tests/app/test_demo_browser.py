@@ -40,7 +40,7 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return render(20_000_014, 128)
+    return render(20_000_033, 128)
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +203,22 @@ def test_one_press_after_cancel_runs_again(page: Any, file: Path) -> None:
     said(page, "Mean IoU")
 
 
-def test_on_a_phone_nothing_sticks_out(browser: Any, server: Server, file: Path) -> None:
+def test_on_a_phone_a_picture_is_segmented_and_nothing_sticks_out(
+    browser: Any, server: Server, file: Path, scene: Scene
+) -> None:
     with visit(browser, server, viewport={"width": 390, "height": 844}, has_touch=True) as page:
         put(page, "#picture", file)
         shoot(page, "app_phone")
         width = page.locator("#run").bounding_box()["width"]
         assert 150 < width <= 390
+        choose(page, "#classes", *scene.classes)
+        page.locator("#run").click()
+        assert legend(page) == found(expected(scene, [*scene.classes]))
+        shown = page.locator("#result img").first
+        page.wait_for_timeout(1000)  # it scrolls there by itself
+        place = shown.bounding_box()
+        assert 0 <= place["y"] < 844 and place["x"] >= 0 and place["x"] + place["width"] <= 390
+        shoot(page, "app_phone_result")
         for name in TABS:
             open_on_a_phone(page, name)
             page.wait_for_timeout(300)

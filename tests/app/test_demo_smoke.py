@@ -10,7 +10,7 @@ from tests.app.serving import Server
 
 
 def test_a_visitor_segments_a_scene(server: Server, tmp_path: Path) -> None:
-    scene = render(20_000_014, 128)
+    scene = render(20_000_033, 128)
     scene.image.save(tmp_path / "scene.png")
     with browsing() as browser, visit(browser, server) as page:
         put(page, "#picture", tmp_path / "scene.png")

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from .. import uploads
-from ..boundary import run_and_cancel, timed, upload
+from ..boundary import brings_into_view, run_and_cancel, timed, upload
 from ..hovering import hover
 from ..looking import Look, attention, components, features, grouped, heads, layers, shown_size, similar
 from ..models import Loaded
@@ -117,7 +117,8 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
         ids = _ids(loaded, activations, shared.limits)
         return shared.files.titled(components(features(loaded, image, look, ids, shared.features, step), image))
 
-    event = run.click(show, asked, pictures, api_name="components", scroll_to_output=True, **RUNS)
+    event = run.click(show, asked, pictures, api_name="components", **RUNS)
+    brings_into_view(run, "#features")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 

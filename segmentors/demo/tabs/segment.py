@@ -19,7 +19,7 @@ from segmentors.training_free.pictures import palette
 from segmentors.training_free.rescaling import Rescale
 
 from .. import uploads
-from ..boundary import annotated, run_and_cancel, sent, timed, upload
+from ..boundary import annotated, brings_into_view, run_and_cancel, sent, timed, upload
 from ..pictures import colour_map, covered, masks, score_maps
 from ..scenes import scene
 from ..segmenting import Answer, Question, answer
@@ -27,7 +27,7 @@ from ..settings import Limits
 from ..shared import RUNS, Shared
 
 SEEDS, MOST_K = 2**31 - 1, 10
-SCENES = (3, 8, 14, 21)
+SCENES = (33, 13, 41, 40)
 PHOTOGRAPHS = {
     "chelsea.png": (["cat"], ["wall", "blanket"], "a photo of a cat in front of a wall"),
     "coffee.png": (["cup", "spoon"], ["table"], "a photo of a cup of coffee and a spoon on a table"),
@@ -152,10 +152,8 @@ def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Butto
         """Only once there is a result; until then, a visitor is still choosing."""
         return segment(*given) if before and given[0] and given[1] else (gr.skip(),) * len(outputs)
 
-    event = run.click(
-        shared.with_model(segment), inputs, outputs, postprocess=False, api_name="segment", scroll_to_output=True,
-        **RUNS,
-    )  # fmt: skip
+    event = run.click(shared.with_model(segment), inputs, outputs, postprocess=False, api_name="segment", **RUNS)
+    brings_into_view(run, "#result")
     event.success(lambda: True, None, shown_before, api_visibility="private", queue=False)
     _, classes, background, _, _, _, _, _, threshold, *choices, opacity = inputs
     quick = gr.on(

@@ -10,7 +10,7 @@ import gradio as gr
 from diffusion_features.suppression.gate import RULE
 
 from .. import uploads
-from ..boundary import run_and_cancel, timed, upload
+from ..boundary import brings_into_view, run_and_cancel, timed, upload
 from ..files import Titled
 from ..looking import Look
 from ..shared import LOOKS_UP, RUNS, Shared
@@ -44,7 +44,8 @@ def build(shared: Shared) -> None:
             )  # fmt: skip
             with gr.Accordion("What the words mean", open=False):
                 gr.Markdown(f"{RULE[0].upper()}{RULE[1:]}", elem_classes="hint")
-    event = run.click(_run(shared), asked, [pictures, table, said], api_name="gate", scroll_to_output=True, **RUNS)
+    event = run.click(_run(shared), asked, [pictures, table, said], api_name="gate", **RUNS)
+    brings_into_view(run, "#repainted")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
