@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,9 @@ import torch
 import yaml
 from torch import Tensor
 
+ANY = "any-transformer"
+"""The file of presets for every transformer."""
+DEPTH = re.compile(r"vit-block@(0?\.\d+)-(.+)")
 Kind: TypeAlias = Literal["spatial", "text", "map", "module"]
 Tap: TypeAlias = Literal["input", "output", "attention", "composed"]
 Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, bool] | Sequence[str]"
@@ -212,14 +216,31 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def presets(model: str | None) -> dict[str, list[str]]:
-    """Name → ids of the presets of a model key such as ``sd15``, ``sdxl`` or ``pgv2``; empty where it has none."""
-    if model is None:
-        return {}
+def presets(model: str | None, available: Iterable[Activation] = ()) -> dict[str, list[str]]:
+    """Name → ids of the presets of a model; empty where it has none.
+
+    Args:
+        model: a key such as ``sd15``, ``sdxl`` or ``pgv2``.
+        available: what the denoiser has. Of a transformer, it adds the presets of any transformer, whose blocks are
+            chosen by their depth.
+    """
+    ids = [a.id for a in available]
+    for_all = {name: [id for part in parts for id in _at_depth(part, ids)] for name, parts in _stored(ANY).items()}
+    return {name: found for name, found in for_all.items() if found} | _stored(model)
+
+
+def _stored(model: str | None) -> dict[str, list[str]]:
     file = preset_folder() / f"{model}.json"
     if not file.is_file():
         return {}
     return {name: preset["activations"] for name, preset in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def _at_depth(part: str, ids: Sequence[str]) -> list[str]:
+    """``vit-block@0.4-out`` → the output of the block at 0.4 of the way from the first to the last; nothing without."""
+    share, kind = DEPTH.fullmatch(part).groups()  # type: ignore[union-attr]
+    blocks = [id for id in ids if re.fullmatch(rf"vit-block\d+-{kind}", id)]
+    return [blocks[round(float(share) * (len(blocks) - 1))]] if blocks else []
 
 
 def preset_folder() -> Path:

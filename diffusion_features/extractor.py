@@ -95,7 +95,7 @@ class FeatureExtractor(nn.Module):
         loaded = list_activations(inner)
         self.available = untruncated(inner) or loaded
         self._loaded = [a.id for a in loaded]
-        self.presets = presets(self.family.preset_model(inner, self.model_id))
+        self.presets = presets(self.family.preset_model(inner, self.model_id), self.available)
         self.attention = check_attention(attention)
         self.activations = self._select(activations)
         self._prompts: dict[str, Any] = {}  # asked for

@@ -242,10 +242,9 @@ def _parts(
     with _plain_folder_errors(folder, options.variant):
         whole = outline(classes["transformer"], folder / "transformer") if "transformer" in classes else None
     if whole is not None:
-        known = presets(family_of(whole).preset_model(whole, name))
-        without["transformer"] = unneeded_blocks(
-            whole, select([*list_activations(whole), *COMPOSED], activations, known)
-        )
+        has = list_activations(whole)
+        known = presets(family_of(whole).preset_model(whole, name), has)
+        without["transformer"] = unneeded_blocks(whole, select([*has, *COMPOSED], activations, known))
     if options.quantization_config is None:
         blocks = [] if whole is None else [b for b in blocks_of(whole) if b not in without["transformer"]]
         with _plain_folder_errors(folder, options.variant):

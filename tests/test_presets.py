@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -20,10 +21,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from diffusion_features import list_activations
-from diffusion_features.activations import preset_folder, presets, select
+from diffusion_features import FeatureExtractor, list_activations
+from diffusion_features.activations import ANY, preset_folder, presets, select
 from diffusion_features.families import family_of
+from tests.tiny_dits import PIPELINES, build
 
+STUDIED = 3 / 7
+"""Of the depth of embedded-dit."""
 XL = dict(
     sample_size=128, block_out_channels=(320, 640, 1280), transformer_layers_per_block=[1, 2, 10],
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -60,13 +64,35 @@ def blocks(numbers: Any, suffix: str) -> set[str]:
 
 
 def test_every_file_is_of_a_family_and_complete() -> None:
-    assert {file.stem for file in preset_folder().glob("*.json")} == set(MODELS)
+    assert {file.stem for file in preset_folder().glob("*.json")} == {*MODELS, ANY}
     called = {"pgv2": "playground-v2", "embedded-dit": "embedded-dit"}  # what tells two of one topology apart
     for name in MODELS:
         assert family_of(model(name)).preset_model(model(name), called.get(name, "")) == name
+    for name in (*MODELS, ANY):
         for preset in content(name).values():
             assert set(preset) == {"source", "t", "activations"} and "arXiv" in preset["source"]
             assert isinstance(preset["t"], int) and 0 < preset["t"] < 1000
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_transformer_has_the_preset_of_the_study(name: str) -> None:
+    fx = FeatureExtractor.from_pipe(build(name), "study")
+    (found,) = fx.activations
+    blocks = [a.id for a in fx.available if re.fullmatch(r"vit-block\d+-out", a.id)]
+    assert found.kind == "spatial" and found.id == blocks[round(STUDIED * (len(blocks) - 1))]
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("embedded-dit", 8), ("pixart", 28), ("hunyuan", 40), ("flux", 57)])
+def test_the_study_is_read_at_the_same_depth(name: str, blocks: int) -> None:
+    """The block of another transformer that is as far from its first as the studied one is from its own."""
+    has = list_activations(model(name))
+    (found,) = presets(name, has)["study"]
+    block = int(found.removeprefix("vit-block").removesuffix("-out"))
+    assert abs(block / (blocks - 1) - 3 / 7) <= 0.5 / (blocks - 1) + 0.01
+
+
+def test_a_unet_has_no_preset_of_transformers() -> None:
+    assert "study" not in presets("sd15", list_activations(model("sd15")))
 
 
 @pytest.mark.parametrize(

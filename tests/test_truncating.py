@@ -102,6 +102,13 @@ def test_what_was_not_loaded_is_refused_with_the_remedy(flux: Path) -> None:
         cut(IMAGE, "a cat", activations="vit-block2-oat")
 
 
+def test_a_preset_by_depth_leaves_the_later_blocks_out(flux: Path) -> None:
+    part, whole = load(flux, "study"), load(flux, ["*"])
+    (id,) = part.activations
+    assert torch.equal(features(part)[id.id], features(whole)[id.id])
+    assert sum(p.numel() for p in part.denoiser.parameters()) < sum(p.numel() for p in whole.denoiser.parameters())
+
+
 def test_output_of_a_truncated_model_is_refused(flux: Path) -> None:
     cut = load(flux, "vit-block1-out")
     with pytest.raises(RuntimeError, match=r"loaded only up to vit-block1-.*activations='\*'"):

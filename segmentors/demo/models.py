@@ -39,8 +39,8 @@ class Loaded:
 
     @property
     def first_look(self) -> list[str]:
-        """Ids of the activations that the papers recommend for this model; without such, the last four."""
-        return self.presets.get("practical") or self.looked_at[-4:]
+        """Ids of the preset that is recommended for this model; without such, the last four."""
+        return self.presets.get("practical") or self.presets.get("study") or self.looked_at[-4:]
 
 
 class Models:

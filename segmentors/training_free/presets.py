@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from diffusion_features import FeatureExtractor
@@ -66,21 +68,39 @@ PRESETS = {
     # the released t=100 of Hunyuan and t=150 of Flux are strengths; their schedulers make them these timesteps
     "hunyuan": Preset(_blocks(20, 29, "cross-map"), "vit-block25-cross-q", _blocks(20, 29, "self-map"), k=4, t=81),
     "flux": Preset(("*-cross-map",), "vit-block27-attn-out", ("vit-block12-self-map", "vit-block18-self-map"), 2, 407),
-    # not in the paper: the blocks at the places that Flux's have
-    "sd3": Preset(("*-cross-map",), "vit-block11-attn-out", ("vit-block5-self-map", "vit-block8-self-map"), 2, 407),
 }
 
 
 def preset_for(fx: FeatureExtractor) -> Preset:
-    """The preset of a model.
+    """The preset of a model: the paper's, or of another transformer the one ``like_published`` finds.
 
     Raises:
         ValueError: there is none for it.
     """
     model = "embedded" if fx.model_id == "embedded" else fx.family.preset_model(fx.denoiser, fx.model_id)
-    if model not in PRESETS:
+    found = PRESETS.get(str(model)) or like_published([a.id for a in fx.available])
+    if found is None:
         raise ValueError(
-            f"there is no preset to segment with {type(fx.pipe).__name__}; there are {', '.join(PRESETS)}: "
-            "give a Preset that names the layers of this model"
+            f"there is no preset to segment with {type(fx.pipe).__name__}; there are {', '.join(PRESETS)}, and any "
+            "transformer: give a Preset that names the layers of this model"
         )
-    return PRESETS[model]
+    return found
+
+
+def like_published(ids: Sequence[str]) -> Preset | None:
+    """The paper's settings for a transformer that it does not have; none for what is no transformer.
+
+    Not published: the blocks are those at the places where Flux.1's are among its 57, if image and text are attended to
+    together, and else PixArt's among its 28. PixArt's noise at t = 100 is that of flow matching at 255.
+    """
+
+    def at(kind: str, block: int, of: int) -> str:
+        blocks = [id for id in ids if re.fullmatch(rf"vit-block\d+-{kind}", id)]
+        return blocks[min(round(block * len(blocks) / of), len(blocks) - 1)]
+
+    if "vit-block0-cross-map" not in ids:
+        return None
+    if "vit-block0-attn-out" in ids:
+        refiners = dict.fromkeys((at("self-map", 12, 57), at("self-map", 18, 57)))
+        return Preset(("*-cross-map",), at("attn-out", 27, 57), (*refiners,), k=2, t=407)
+    return Preset(("*-cross-map",), at("cross-q", 13, 28), (), k=0, t=255)  # such as Sana: nothing there to refine by

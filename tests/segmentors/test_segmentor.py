@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +19,14 @@ from diffusion_features.images import as_tensor
 from segmentors import Method, Preset, Segmentation, TrainingFreeSegmentor
 from segmentors.training_free import PLAIN, PRESETS
 from segmentors.training_free.encoders import text_parts
+from segmentors.training_free.presets import like_published
 from segmentors.training_free.prompts import passes
 from segmentors.training_free.rescaling import entity_maps, stretched
 from segmentors.training_free.steps import steps
 from tests import tiny_dits
 from tests.released import seeded
 from tests.tiny import sd15_pipe
+from tests.tiny_families import save_if
 
 
 @pytest.fixture(scope="module")
@@ -252,12 +255,22 @@ def test_presets_name_layers_of_the_released_models(family: str, layers: int) ->
 OTHERS = ("auraflow", "lumina2", "qwen", "zimage", "flux2_klein", "sana")
 
 
-def middle_preset(fx: FeatureExtractor) -> Preset:
-    """For families that have no preset."""
-    ids = [a.id for a in fx.available]
-    own = [id for id in ids if id.endswith("self-map")]
-    reference = [id for id in ids if id.endswith(("attn-out", "cross-q"))][1]
-    return Preset(("*-cross-map",), reference, (own[0], own[-1]) if own else (), 2, 400)
+def test_a_model_that_is_no_transformer_and_has_no_preset(tmp_path: Path) -> None:
+    fx = FeatureExtractor.from_pretrained(save_if(tmp_path), "*", device="cpu")
+    with pytest.raises(ValueError, match="there is no preset to segment with IFPipeline"):
+        TrainingFreeSegmentor(fx)
+
+
+@pytest.mark.parametrize(("blocks", "reference", "refiners"), [(57, 27, (12, 18)), (24, 11, (5, 8)), (38, 18, (8, 12))])
+def test_other_transformers_are_read_where_flux_is(blocks: int, reference: int, refiners: tuple[int, int]) -> None:
+    """57: Flux.1 itself, as published; 24 and 38: Stable Diffusion 3 medium and 3.5 large."""
+    kinds = ("attn-out", "self-map", "cross-map")
+    found = like_published([f"vit-block{i}-{kind}" for i in range(blocks) for kind in kinds])
+    assert found == Preset(
+        ("*-cross-map",), f"vit-block{reference}-attn-out", tuple(f"vit-block{i}-self-map" for i in refiners), 2, 407
+    )
+    if blocks == 57:
+        assert found == PRESETS["flux"]
 
 
 @pytest.mark.parametrize("name", [*DITS, *OTHERS])
@@ -265,10 +278,7 @@ def test_transformers(name: str) -> None:
     """Each family from end to end, and its head weights against the module's own output."""
     pipe = tiny_dits.build(name)
     fx = FeatureExtractor.from_pipe(pipe, "vit-block0-*-map")
-    if name in OTHERS:
-        with pytest.raises(ValueError, match="there is no preset to segment with"):
-            TrainingFreeSegmentor(fx)
-    preset, method = DITS.get(name) or middle_preset(fx), Method()
+    preset, method = DITS.get(name), Method()
     if name == "sana":  # its self-attention is linear
         with pytest.raises(ValueError, match=r"no self-attention maps to weigh layers by: use Method\(layers='equal'"):
             TrainingFreeSegmentor(fx, preset)
