@@ -8,6 +8,7 @@ a model must beat to be worth running: pixels, latents, and an encoder of as man
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -115,13 +116,21 @@ def main() -> None:
     init_default_scope("mmseg")
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(args.work or scratch)
-        found = {
-            name: [run(SETTINGS[name], seed, args, work / f"{number}-{seed}", work) for seed in range(args.seeds)]
-            for number, name in enumerate(args.settings)
-        }
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.settings}
+        for (number, name), seed in itertools.product(enumerate(args.settings), range(args.seeds)):
+            found[name].append(run(SETTINGS[name], seed, args, work / f"{number}-{seed}", work))
+            print(
+                f"{name}, seed {seed}: " + ", ".join(f"{split} {found[name][-1][split]:.3f}" for split in SPLITS),
+                flush=True,
+            )
+            _keep(args, found)
     epochs = [f"{epoch}: {part}, ms" for epoch in ("first epoch", "later") for part in SplitHook.parts]
     head = ["features", *(f"mIoU, {split}" for split in SPLITS), *epochs, "later / (data + head)"]
     print(table(head, [[name, *_cells(runs)] for name, runs in found.items()]))
+
+
+def _keep(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Write what there is so far, if a file is asked for."""
     if args.json:
         settings = {"scenes": args.scenes, "test_scenes": args.test_scenes, "steps": args.steps}
         args.json.write_text(json.dumps({"machine": machine(), **settings, "runs": found}, indent=1) + "\n")
