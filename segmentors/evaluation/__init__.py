@@ -1,7 +1,8 @@
 """How good a segmentation is: figures, data sets, and protocols that say what a figure means."""
 
-from .datasets import DATASETS, Dataset, Sample, open_dataset
+from .datasets import DATASETS, open_dataset
 from .evaluate import evaluate
+from .labelled import Dataset, Sample
 from .metrics import count, resampled, scores
 from .protocols import PROTOCOLS, Protocol
 

@@ -1,50 +1,17 @@
-"""Labelled images to evaluate on."""
+"""Labelled images to evaluate on, by name."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from diffusion_features.embedded import CLASSES, OBJECTS, label
 from diffusion_features.embedded.dataset import LIMIT, SPLITS, scenes
 
-
-class Sample(NamedTuple):
-    """An image and its labels, int64 (H, W)."""
-
-    image: Image.Image
-    truth: Tensor
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Labelled images.
-
-    Attributes:
-        name, split: what it is.
-        classes: name of label i; "background" first, if there is one.
-        ignore: the label of pixels that do not count, if there is one.
-        length: how many images there are.
-        samples: the first so many images, one by one.
-    """
-
-    name: str
-    split: str
-    classes: tuple[str, ...]
-    ignore: int | None
-    length: int
-    samples: Callable[[int], Iterator[Sample]]
-
-    @property
-    def has_background(self) -> bool:
-        return self.classes[0] == "background"
+from .labelled import Dataset, Sample
 
 
 def _embedded(split: str) -> Dataset:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segmentors.training_free import Segmentation, TrainingFreeSegmentor
 
-from .datasets import Dataset, Sample
+from .labelled import Dataset, Sample
 from .metrics import count, scores
 from .protocols import THRESHOLDS, Protocol, protocol_named
 

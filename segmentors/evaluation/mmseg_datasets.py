@@ -11,7 +11,7 @@ import torch
 
 from diffusion_features.images import read_image
 
-from .datasets import Dataset, Sample
+from .labelled import Dataset, Sample
 
 THINGS = 80
 """The first so many classes of COCO-Stuff are things."""
