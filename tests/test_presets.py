@@ -40,6 +40,9 @@ MODELS: dict[str, Any] = {
     "pgv2": lambda: UNet2DConditionModel(**XL),  # type: ignore[arg-type]
     "pixart": lambda: PixArtTransformer2DModel(caption_channels=4096, sample_size=128),
     "embedded-dit": lambda: PixArtTransformer2DModel(4, 32, num_layers=8, caption_channels=96, cross_attention_dim=128),
+    "embedded-dit-small": lambda: PixArtTransformer2DModel(
+        2, 32, num_layers=4, caption_channels=96, cross_attention_dim=64
+    ),
     "hunyuan": lambda: HunyuanDiT2DModel(in_channels=4, patch_size=2, num_layers=40, hidden_size=1408),
     "flux": lambda: FluxTransformer2DModel(guidance_embeds=True),
 }
@@ -65,7 +68,7 @@ def blocks(numbers: Any, suffix: str) -> set[str]:
 
 def test_every_file_is_of_a_family_and_complete() -> None:
     assert {file.stem for file in preset_folder().glob("*.json")} == {*MODELS, ANY}
-    called = {"pgv2": "playground-v2", "embedded-dit": "embedded-dit"}  # what tells two of one topology apart
+    called = {"pgv2": "playground-v2"} | {name: name for name in MODELS if "embedded" in name}  # of one topology
     for name in MODELS:
         assert family_of(model(name)).preset_model(model(name), called.get(name, "")) == name
     for name in (*MODELS, ANY):

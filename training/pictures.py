@@ -6,6 +6,7 @@ import argparse
 import copy
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,11 +105,11 @@ def adapters(numbers: Sequence[int] = (7, 8, 9)) -> Image.Image:
     return sheet(pictures, titles)
 
 
-def transformer() -> Image.Image:
-    """Return the sheet of samples of the transformer."""
+def transformer(model: str) -> Image.Image:
+    """Return the sheet of samples of a transformer."""
     # Binning would generate at 256 pixels, the smallest size that PixArt's own table has, and shrink the result.
     call = {"use_resolution_binning": False, "clean_caption": False}
-    return samples(PixArtAlphaPipeline.from_pretrained(path("embedded-dit"), dtype=torch.float32), **call)
+    return samples(PixArtAlphaPipeline.from_pretrained(path(model), dtype=torch.float32), **call)
 
 
 def shipped() -> Image.Image:
@@ -116,7 +117,8 @@ def shipped() -> Image.Image:
     return samples(StableDiffusionPipeline.from_pretrained(path(), dtype=torch.float32))
 
 
-SHEETS = {"world": world, "samples": shipped, "adapters": adapters, "dit": transformer}
+SHEETS = {"world": world, "samples": shipped, "adapters": adapters, "dit": partial(transformer, "embedded-dit"),
+          "dit_small": partial(transformer, "embedded-dit-small")}  # fmt: skip
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -37,8 +37,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.set_defaults(**MODEL_DEFAULTS)
     group.add_argument(
         "--model",
-        help="'embedded' (the default) or 'embedded-dit', shipped with this package, a hub id, a diffusers folder or a "
-        ".safetensors file",
+        help="'embedded' (the default), 'embedded-dit' or 'embedded-dit-small', shipped with this package, a hub id, a "
+        "diffusers folder or a .safetensors file",
     )
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--variant", help="weights of this variant, such as fp16")

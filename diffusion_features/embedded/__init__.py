@@ -52,15 +52,16 @@ __all__ = [
 ]
 
 
-MODELS = {"embedded": "sd", "embedded-dit": "dit"}
-"""Name → folder beside this file: a UNet, and a transformer."""
+MODELS = {"embedded": "sd", "embedded-dit": "dit", "embedded-dit-small": "dit-small"}
+"""Name → folder beside this file: a UNet, and a transformer in two sizes."""
 
 
 def path(model: str = "embedded") -> Path:
     """Return the folder of a shipped pipeline, for its ``from_pretrained``.
 
     Args:
-        model: "embedded", for ``StableDiffusionPipeline``, or "embedded-dit", for ``PixArtAlphaPipeline``.
+        model: "embedded", for ``StableDiffusionPipeline``, "embedded-dit" or "embedded-dit-small", for
+            ``PixArtAlphaPipeline``.
 
     Raises:
         KeyError: no shipped pipeline has this name.
