@@ -31,7 +31,6 @@ FOLDER = ROOT / "diffusion_features" / "embedded"
 BATCH, EVERY = {"small": 64, "large": 16}, {"small": 1, "large": 4}
 #: Longer than any caption of the world. What is padded is masked, so this changes nothing but the time of a step.
 TOKENS = 48
-END = 1  # the id of "</s>", after which all is padding
 CONTEXT = 120  # tokens that a PixArtAlphaPipeline pads to
 
 
@@ -54,10 +53,6 @@ class Masked(Denoising):
         """Return the text encoder's last hidden state, [N, tokens, width]."""
         text: Tensor = self.text(ids, attention_mask=(ids != 0).long()).last_hidden_state
         return text
-
-    def nothing(self, ids: Tensor) -> Tensor:
-        """Return the end token of an empty caption at each place, [1, tokens, width]: no other place is ever silent."""
-        return self.read(torch.full_like(ids[:1, :1], END)).expand(-1, ids.shape[1], -1)
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, ids: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
@@ -118,7 +113,7 @@ def main() -> None:
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [part for part in BATCH if step % EVERY[part] == 0]
         drawn = [sets[part].draw(round(BATCH[part] * share), generator) for part in due]
-        return [noised(x, ids, generator) | {"silent": ids == END} for _, x, ids in drawn]
+        return [noised(x, ids, generator) for _, x, ids in drawn]
 
     def measure() -> dict[str, float]:
         # Binning would generate at 256 pixels, the smallest size that PixArt's own table has, and shrink the result.

@@ -33,8 +33,7 @@ class Shared:
     Attributes:
         folder: where the page may write.
         thread: a single one, where all models load and run. PyTorch keeps a team of helping threads for each thread
-            that computes; of two teams neither has the cores for itself, and a run of the model takes
-            half as long again or more.
+            that computes; of two teams neither has the cores for itself.
         others: threads where nothing computes.
         runs, features: what the models gave last.
     """

@@ -62,7 +62,7 @@ PRESETS = {
     "embedded": replace(_SD15, refiners=_unet(tuple(f"up-level2-repeat{repeat} block0" for repeat in range(3))), k=1),
     # by 12 validation scenes (blocks 4 to 7: 0.431, 2 to 5: 0.395; not refined: 0.305)
     "embedded-dit": Preset(("*-cross-map",), "vit-block5-cross-q", _blocks(4, 7, "self-map"), k=2, t=100),
-    # likewise (blocks 2 and 3: 0.313, all four: 0.304, not refined: 0.274)
+    # likewise (blocks 2 and 3: 0.321, all four: 0.315, not refined: 0.277)
     "embedded-dit-small": Preset(("*-cross-map",), "vit-block2-cross-q", _blocks(2, 3, "self-map"), k=2, t=100),
     "sdxl": _SDXL,
     "pgv2": _SDXL,
