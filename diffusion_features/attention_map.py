@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**22
-"""Scores held at a time: 16 MiB in float32, twice that with their softmax."""
+CHUNK_ELEMENTS = 2**20
+"""Scores held at a time on a CPU, 4 MiB in float32 and twice that with their softmax: as many as its caches hold."""
 
 
 def attention_map(
@@ -48,19 +48,21 @@ def attention_map(
     mask = as_bias(mask, query, key, is_causal)
     if mask is not None and mask.shape[-2] == query.shape[-2]:
         mask = take(mask[(None,) * (4 - mask.ndim)], rows, -2)
-    query = take(query, rows, -2)
+    dtype, query = query.dtype, take(query, rows, -2)
     batch, heads, queries, _ = query.shape
-    step = max(1, CHUNK_ELEMENTS // (batch * heads * key.shape[-2]))
+    elements = CHUNK_ELEMENTS if query.device.type == "cpu" else 4 * CHUNK_ELEMENTS  # fewer launches of kernels
+    step = max(1, elements // (batch * heads * key.shape[-2]))
     transposed = key.transpose(-2, -1).to(torch.promote_types(key.dtype, torch.float32))
+    scaled = query.to(transposed.dtype) * scale  # far fewer numbers than the scores
 
     def block(start: int) -> Tensor:
-        scores = query[..., start : start + step, :].to(transposed.dtype) @ transposed * scale
+        scores = scaled[..., start : start + step, :] @ transposed
         if mask is not None:
             scores = scores + (mask[..., start : start + step, :] if mask.shape[-2] == queries else mask)
         part = take(scores.softmax(dim=-1), columns, -1)
         if absent is not None:
             part = part.masked_fill(absent[:, :, start : start + step], 0)
-        return (part.mean(dim=1, keepdim=True) if head_mean else part).to(query.dtype)
+        return (part.mean(dim=1, keepdim=True) if head_mean else part).to(dtype)
 
     starts = range(0, queries, step)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):

@@ -212,12 +212,14 @@ def test_at_every_noise_level(extractors: Any, pipes: Any, name: str, t: int) ->
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_batch_is_its_images_alone(extractors: Any, name: str) -> None:
+def test_a_batch_is_its_images_alone(folder: Folders, name: str) -> None:
+    """In float64: in float32 they differ as much as the processor likes."""
+    extractor = FeatureExtractor.from_pretrained(folder(name), FAMILIES[name].preset, dtype=torch.float64)
     images, prompts = picture(3, 64, 96), [SHORT, OTHER, ""]
-    batch = extractors(name)(images, prompts, seed=[5, 6, 5])
+    batch = extractor(images, prompts, seed=[5, 6, 5])
     for i, seed in enumerate([5, 6, 5]):
-        alone = extractors(name)(images[i : i + 1], prompts[i], seed=seed)
-        close({k: v[i : i + 1] for k, v in batch.items()}, alone)
+        alone = extractor(images[i : i + 1], prompts[i], seed=seed)
+        close({k: v[i : i + 1] for k, v in batch.items()}, alone, 1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion_features import Activation, AttentionCall, LazyMap
 
 from .heads import Heads, Projection, aggregate_heads, head_weights
-from .layers import Layers, layer_weight
+from .layers import Affinity, Layers, layer_weight
 
 
 class Aggregator:
@@ -46,7 +46,9 @@ class Aggregator:
             reference: id of the feature that tells layers apart.
             refiners: ids of the self-maps to keep for the refinement.
             grid: (h, w) to add up on.
-            heads, layers, renormalise, as_released: see ``head_weights`` and ``layer_weight``.
+            heads, layers, renormalise: see ``head_weights`` and ``layer_weight``.
+            as_released: weigh layers as the released program does: by the reference's first channel alone, and without
+                renormalising.
         """
         self.projections, self.reference, self.grid = projections, reference, grid
         self.heads, self.layers, self.renormalise, self.as_released = heads, layers, renormalise, as_released
@@ -54,7 +56,7 @@ class Aggregator:
         self.layer_weights: dict[str, Tensor] = {}
         self.refiners: dict[str, LazyMap] = {}
         self._refiners = refiners
-        self._feature: Tensor | None = None
+        self._affinity: Affinity | None = None
         self._cross: dict[str, Tensor] = {}
         self._grids: dict[str, tuple[int, int]] = {}
         self._self: dict[str, LazyMap] = {}
@@ -68,7 +70,7 @@ class Aggregator:
 
     def __call__(self, id: str, found: Tensor | AttentionCall) -> None:
         if isinstance(found, Tensor):
-            self._feature = found
+            self._affinity = Affinity(found[:, :1] if self.as_released else found)
             for layer in list(self._cross):
                 self._settle(layer)
         elif id in self.projections:
@@ -91,11 +93,9 @@ class Aggregator:
             return
         if self.layers == "equal":
             weight = torch.ones(len(self._cross[layer]))
-        elif self._feature is not None and self_of(layer) in self._self:
-            weight = layer_weight(
-                self._self.pop(self_of(layer)), self._feature, self.layers,
-                renormalise=self.renormalise, as_released=self.as_released,
-            )  # fmt: skip
+        elif self._affinity is not None and self_of(layer) in self._self:
+            own, renormalise = self._self.pop(self_of(layer)), self.renormalise and not self.as_released
+            weight = layer_weight(own, self._affinity, self.layers, renormalise=renormalise)
         else:
             return
         self.layer_weights[layer] = weight

@@ -17,30 +17,56 @@ from diffusion_features import LazyMap
 Layers: TypeAlias = Literal["dot", "mse", "iou", "equal"]
 
 BLOCK_ELEMENTS = 2**21
-"""Affinities held at a time: 8 MiB in float32."""
+"""Affinities made at a time: 8 MiB in float32."""
+KEPT_ELEMENTS = 2**24
+"""Affinities that may be kept: 64 MiB in float32, those of a grid of 64x64."""
 
 
-def layer_weight(
-    lazy: LazyMap, reference: Tensor, how: Layers = "dot", *, renormalise: bool = True, as_released: bool = False
-) -> Tensor:
+class Affinity:
+    """``A_p = softmax(F Fᵀ / √C)``: how much each cell of a feature resembles each other one.
+
+    Made once for all layers where the grid is small; else a block of rows is made anew whenever it is needed.
+    """
+
+    def __init__(self, reference: Tensor) -> None:
+        """
+        Args:
+            reference: F, (B, C, h, w).
+        """
+        self.batch, channels, *grid = reference.shape
+        self.grid = (grid[0], grid[1])
+        self.cells = grid[0] * grid[1]
+        self._keys = reference.float().flatten(2)
+        self._queries = self._keys.mT / channels**0.5
+        small = self.batch * self.cells**2 <= KEPT_ELEMENTS
+        self._whole = self._made(slice(None)) if small else None
+
+    def rows(self, part: slice) -> Tensor:
+        """Float32 (B, rows, h·w), each row summing to 1."""
+        return self._made(part) if self._whole is None else self._whole[:, part]
+
+    def _made(self, part: slice) -> Tensor:
+        return (self._queries[:, part] @ self._keys).softmax(dim=-1)
+
+
+def layer_weight(lazy: LazyMap, affinity: Affinity, how: Layers = "dot", *, renormalise: bool = True) -> Tensor:
     """The weight of a layer, up to a factor that all layers share.
 
-    With the reference affinity ``A_p = softmax(F Fᵀ / √C)`` over the cells of F, and ``S`` the layer's self-attention
-    averaged over heads and brought to the grid of F (keys bilinear, queries nearest):
+    With the affinity ``A_p`` of a reference feature, and ``S`` the layer's self-attention averaged over heads and
+    brought to the grid of that feature (keys bilinear, queries nearest):
 
     - ``dot``: ``⟨A_p, S⟩ = Σ_ij A_p(i, j) S(i, j)``, which is positive
     - ``mse``: ``1 / Σ_i ‖A_p(i, ·) - S(i, ·)‖₂``
     - ``iou``: ``Σ min(A_p, S) / Σ max(A_p, S)``
     - ``equal``: 1
 
-    Only blocks of rows of either are made.
+    Only blocks of rows of ``S`` are made.
 
     Args:
         lazy: the self-attention of the layer (image→image).
-        reference: F, (B, C, h, w).
-        renormalise: divide the rows of the resized ``S`` by their sums. Without, coarse layers count up to 64 times
-            more: a row of 8x8 keys that sums to 1 sums to 16 on 32x32.
-        as_released: what the released program computes: no renormalisation, and of F only its first channel.
+        affinity: ``A_p``. The released program takes that of the reference's first channel alone.
+        renormalise: divide the rows of the resized ``S`` by their sums. Without, as the released program has it, coarse
+            layers count up to 64 times more: a row of 8x8 keys that sums to 1 sums to 16 on 32x32.
 
     Returns:
         (B,), at least float32.
@@ -51,9 +77,8 @@ def layer_weight(
     if how not in ("dot", "mse", "iou", "equal"):
         raise ValueError(f"layer weights are {', '.join(Layers.__args__)}, not {how!r}")  # type: ignore[attr-defined]
     if how == "equal":
-        return torch.ones(len(reference), device=reference.device)
-    reference = reference[:, :1] if as_released else reference
-    pairs = _row_pairs(lazy, reference.float(), renormalise and not as_released)
+        return torch.ones(affinity.batch, device=lazy.query.device)
+    pairs = _row_pairs(lazy, affinity, renormalise)
     if how == "dot":
         return _total((a * s).sum((1, 2)) for a, s in pairs)
     if how == "mse":
@@ -71,19 +96,26 @@ def _total(parts: Iterator[Tensor]) -> Tensor:
     return total
 
 
-def _row_pairs(lazy: LazyMap, reference: Tensor, renormalise: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _row_pairs(lazy: LazyMap, affinity: Affinity, renormalise: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Blocks of rows of ``A_p`` and of the resized ``S``, each (B, rows, h·w)."""
-    batch, channels, *grid = reference.shape
-    cells = reference.flatten(2)
-    nearest = nearest_cells(lazy.grid, (grid[0], grid[1])).to(reference.device)
-    step = max(1, BLOCK_ELEMENTS // (batch * cells.shape[-1]))
-    for start in range(0, cells.shape[-1], step):
-        queries = cells[:, :, start : start + step].transpose(1, 2)
-        affinity = (queries @ cells / channels**0.5).softmax(dim=-1)
-        found, place = nearest[start : start + step].unique(return_inverse=True)
-        rows = lazy.rows(found.expand(batch, -1), head_mean=True)[:, 0].float()
-        rows = F.interpolate(rows.unflatten(-1, lazy.grid), (grid[0], grid[1]), mode="bilinear").flatten(2)[:, place]
-        yield affinity, rows / rows.sum(-1, keepdim=True) if renormalise else rows
+    step = max(1, BLOCK_ELEMENTS // (affinity.batch * affinity.cells))
+    for start in range(0, affinity.cells, step):
+        part = slice(start, start + step)
+        rows = resized_rows(lazy, affinity.grid, part)
+        yield affinity.rows(part), rows / rows.sum(-1, keepdim=True) if renormalise else rows
+
+
+def resized_rows(lazy: LazyMap, grid: tuple[int, int], part: slice) -> Tensor:
+    """Rows of ``mean_h A_h`` resized to a grid, keys bilinear and queries nearest: float32 or more (B, rows, h·w)."""
+    if lazy.grid == grid:
+        return _exact(lazy.rows(part, head_mean=True)[:, 0])
+    found, place = nearest_cells(lazy.grid, grid)[part].to(lazy.query.device).unique(return_inverse=True)
+    rows = _exact(lazy.rows(found.expand(len(lazy.query), -1), head_mean=True)[:, 0])
+    return F.interpolate(rows.unflatten(-1, lazy.grid), grid, mode="bilinear").flatten(2)[:, place]
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def nearest_cells(grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from diffusion_features import LazyMap
+from diffusion_features import AttentionCall, LazyMap
 from segmentors.training_free import heads as heads_module
 from segmentors.training_free import layers as layers_module
+from segmentors.training_free import refinement as refinement_module
+from segmentors.training_free.aggregation import Aggregator
 from segmentors.training_free.background import background_score
 from segmentors.training_free.heads import aggregate_heads, head_weights
-from segmentors.training_free.layers import layer_weight
+from segmentors.training_free.layers import Affinity, layer_weight
 from segmentors.training_free.refinement import refine
 from segmentors.training_free.rescaling import entity_maps, normalised, stretched
 from tests.released import seeded
@@ -158,15 +160,22 @@ def naive_layer(lazy: LazyMap, reference: Tensor, how: str, renormalise: bool) -
 def test_layer_weight(grid, how, renormalise, monkeypatch: pytest.MonkeyPatch) -> None:
     lazy, reference = lazy_map(grid), seeded("f", B, C, 4, 6)
     expected = naive_layer(lazy, reference, how, renormalise)
-    for elements in (1, 100, 2**21):
+    for elements, kept in [(1, 0), (100, 0), (100, 2**24), (2**21, 2**24)]:
         monkeypatch.setattr(layers_module, "BLOCK_ELEMENTS", elements)
-        found = layer_weight(lazy, reference, how, renormalise=renormalise)
+        monkeypatch.setattr(layers_module, "KEPT_ELEMENTS", kept)
+        found = layer_weight(lazy, Affinity(reference), how, renormalise=renormalise)
         assert torch.allclose(found.double(), expected, rtol=1e-5)
 
 
 def test_as_released_takes_the_first_channel_and_does_not_renormalise() -> None:
     lazy, reference = lazy_map((2, 3)), seeded("f", B, C, 4, 6)
-    found = layer_weight(lazy, reference, "dot", as_released=True)
+    aggregator = Aggregator(
+        {"vit-block0-cross-map": nn.Identity()}, "f", (), (4, 6), heads="average", as_released=True
+    )  # fmt: skip
+    for id in ("vit-block0-cross-map", "vit-block0-self-map"):
+        aggregator(id, AttentionCall(lazy, lazy.key, lazy.query, nn.Identity()))
+    aggregator("f", reference)
+    (found,) = aggregator.layer_weights.values()
     assert torch.allclose(found.double(), naive_layer(lazy, reference[:, :1], "dot", False), rtol=1e-5)
 
 
@@ -176,9 +185,9 @@ def test_without_renormalising_coarse_layers_are_favoured(side: int, factor: flo
     uniform = LazyMap(
         torch.zeros(1, 1, side**2, 1), torch.zeros(1, 1, side**2, 1), None, 1.0, slice(None), (side, side)
     )
-    reference = seeded("f", 1, 4, 32, 32)
-    assert layer_weight(uniform, reference).item() == pytest.approx(1, rel=1e-4)
-    assert layer_weight(uniform, reference, renormalise=False).item() == pytest.approx(factor, rel=1e-4)
+    affinity = Affinity(seeded("f", 1, 4, 32, 32))
+    assert layer_weight(uniform, affinity).item() == pytest.approx(1, rel=1e-4)
+    assert layer_weight(uniform, affinity, renormalise=False).item() == pytest.approx(factor, rel=1e-4)
 
 
 # ---- rescaling ------------------------------------------------------------------------------------------------------
@@ -228,7 +237,9 @@ def test_one_entity_alone_is_not_divided_by_itself() -> None:
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
-def test_refine(k: int) -> None:
+@pytest.mark.parametrize("kept", [0, 2**24], ids=["by attention", "by a matrix"])
+def test_refine(k: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refinement_module, "KEPT_ELEMENTS", kept)
     layers = []
     for grid in [(4, 6), (2, 3), (8, 12)]:
         lazy = lazy_map(grid)
@@ -265,7 +276,7 @@ def test_unknown_choices_name_those_there_are() -> None:
     with pytest.raises(ValueError, match="offset, exact"):
         background_score(torch.zeros(1, 1), "none", 0)
     with pytest.raises(ValueError, match="dot, mse, iou, equal"):
-        layer_weight(lazy_map((2, 2)), seeded("f", B, C, 2, 2), "vanilla")
+        layer_weight(lazy_map((2, 2)), Affinity(seeded("f", B, C, 2, 2)), "vanilla")
     with pytest.raises(ValueError, match="sum, max, none"):
         entity_maps(torch.zeros(1, 2, 2), [[0]], [0], "plain")
 

@@ -127,12 +127,14 @@ def test_equals_the_method_on_stored_maps(fx: FeatureExtractor) -> None:
     assert torch.allclose(found.scores.double(), expected, atol=2e-3)
 
 
-def test_no_map_is_made(fx: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor any attention function returns stays below a self-attention map."""
-    from segmentors.training_free import heads, layers
+def test_no_large_map_is_made(fx: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor any attention function returns stays below a self-attention map that is too large to keep."""
+    from segmentors.training_free import heads, layers, refinement
 
     monkeypatch.setattr(heads, "BLOCK_ELEMENTS", 4096)
     monkeypatch.setattr(layers, "BLOCK_ELEMENTS", 1024)
+    for module in (layers, refinement):
+        monkeypatch.setattr(module, "KEPT_ELEMENTS", 256 * 256 - 1)
     largest = 0
     from diffusion_features import attention_call
 
