@@ -1,6 +1,6 @@
 """How many scenes a second the drawn world renders, in one process and in as many as there are cores.
 
-    python benchmarks/world.py [--scenes N] [--size PIXELS] [--json FILE]
+python benchmarks/world.py [--scenes N] [--size PIXELS] [--json FILE]
 """
 
 from __future__ import annotations
