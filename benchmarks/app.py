@@ -2,12 +2,11 @@
 
     python benchmarks/app.py [--scenes N] [--json FILE]
 
-The page is served by a process of its own with the embedded model, and asked through its API. A request and the same
-call of ``TrainingFreeSegmentor`` are timed one right after the other, in alternating order, on scenes not seen before.
-The request also uploads the picture, computes the plain segmentation to compare with, draws and encodes all results,
-and fetches over one connection the pictures that a browser shows at once. The ratios are of seconds on the clock, those
-of the asking client too, and of seconds of all cores together, the client's left out, which other programs on the
-machine disturb less.
+The page is served by a process of its own with the embedded model, and asked as a browser asks it, over one connection.
+A request and the same call of ``TrainingFreeSegmentor`` are timed one right after the other, in alternating order, on
+scenes not seen before. The request also uploads the picture, computes the plain segmentation to compare with, draws and
+encodes all results, and fetches the pictures that a browser shows at once. The ratios are of seconds on the clock, and
+of seconds of all cores together, the asking side left out, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-from gradio_client import Client, handle_file
 from measure import Cost, cost, machine, spread, table
 
 from diffusion_features import FeatureExtractor
-from diffusion_features.embedded import TEST_SEED, Scene, render
+from diffusion_features.embedded import TEST_SEED, render
 from segmentors import TrainingFreeSegmentor
 
 
@@ -40,36 +39,28 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     segment = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"))
     loading = time.perf_counter() - began
-    with served() as (address, server), httpx.Client(timeout=120) as browser:
-        page = cost(lambda: browser.get(address).raise_for_status())
-        client = Client(address, verbose=False, download_files=False)
+    with served() as (address, server), httpx.Client(base_url=address, timeout=120) as browser:
+        page = cost(lambda: browser.get("/").raise_for_status())
+        segmented = asking(browser, "segment")
         request, again, call = [], [], []
         for number in range(count + 1):
             scene = render(TEST_SEED + number)
             file = folder / f"{number}.png"
             scene.image.save(file)
             words, told = [*scene.classes], ", ".join(scene.classes)
-
-            def ask(words: list[str], file: Path = file, told: str = told) -> None:
-                labels, _, compared, *_ = client.predict(
-                    handle_file(str(file)), words, caption=told, api_name="/segment"
-                )
-                for url in urls([labels, compared]):
-                    browser.get(url).raise_for_status()
-
-            def bare(scene: Scene = scene, words: list[str] = words, told: str = told) -> None:
-                segment(scene.image, words, caption=told)
-
+            ask = partial(segmented, file, caption=told)
+            bare = partial(segment, scene.image, words, caption=told)
             before = cost(bare) if number % 2 else None
-            asked = cost_of(server, lambda ask=ask, words=words: ask(words))
+            asked = cost_of(server, partial(ask, classes=words))
             called = before or cost(bare)
-            changed = cost_of(server, lambda ask=ask, words=words: ask(words[1:]))
+            changed = cost_of(server, partial(ask, classes=words[1:]))
             if number == 0:
                 first = asked.wall
                 continue
             request.append(asked)
             call.append(called)
             again.append(changed)
+    pairs = [*zip(request, call, strict=True)]
     return {
         "loading the model, s": loading,
         "first page, s": page.wall,
@@ -77,13 +68,33 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
         "a request, s": spread(one.wall for one in request),
         "classes changed, s": spread(one.wall for one in again),
         "a bare call, s": spread(one.wall for one in call),
-        "request / bare call": statistics.median(a.wall / b.wall for a, b in zip(request, call, strict=True)),
-        "classes changed, s of all cores": spread(one.cpu for one in again),
-        "request / bare call, of all cores": statistics.median(
-            a.cpu / b.cpu for a, b in zip(request, call, strict=True)
-        ),
+        "the request over the call, s": spread(a.wall - b.wall for a, b in pairs),
+        "request / bare call": spread(a.wall / b.wall for a, b in pairs),
+        "request / bare call, of all cores": spread(a.cpu / b.cpu for a, b in pairs),
         "scenes": count,
     }
+
+
+def asking(browser: httpx.Client, name: str) -> Callable[..., None]:
+    """A function that asks an event of the page as a browser does: upload, join the queue, listen, fetch pictures."""
+    (number,) = [one["id"] for one in browser.get("/config").json()["dependencies"] if one["api_name"] == name]
+    told = browser.get("/gradio_api/info").json()["named_endpoints"][f"/{name}"]["parameters"]
+    usual = {one["parameter_name"]: one.get("parameter_default") for one in told}
+    session = {"session_hash": uuid.uuid4().hex}
+
+    def ask(picture: Path, **given: Any) -> None:
+        with picture.open("rb") as file:
+            (uploaded,) = browser.post("/gradio_api/upload", files={"files": file}).json()
+        sent = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+        asked = {"data": [*{**usual, "picture": sent, **given}.values()], "fn_index": number, **session}
+        browser.post("/gradio_api/queue/join", json=asked).raise_for_status()
+        with browser.stream("GET", "/gradio_api/queue/data", params=session) as said:
+            messages = [json.loads(line[5:]) for line in said.iter_lines() if line.startswith("data:")]
+        (output,) = [one["output"]["data"] for one in messages if one["msg"] == "process_completed"]
+        for url in urls([output[0], output[2]]):
+            browser.get(url).raise_for_status()
+
+    return ask
 
 
 @contextmanager
