@@ -66,7 +66,7 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
         "first page, s": page.wall,
         "first request, s": first,
         "a request, s": spread(one.wall for one in request),
-        "classes changed, s": spread(one.wall for one in again),
+        "other classes, all of them in the caption, s": spread(one.wall for one in again),
         "a bare call, s": spread(one.wall for one in call),
         "the request over the call, s": spread(a.wall - b.wall for a, b in pairs),
         "request / bare call": spread(a.wall / b.wall for a, b in pairs),
@@ -90,8 +90,13 @@ def asking(browser: httpx.Client, name: str) -> Callable[..., None]:
         browser.post("/gradio_api/queue/join", json=asked).raise_for_status()
         with browser.stream("GET", "/gradio_api/queue/data", params=session) as said:
             messages = [json.loads(line[5:]) for line in said.iter_lines() if line.startswith("data:")]
-        (output,) = [one["output"]["data"] for one in messages if one["msg"] == "process_completed"]
-        for url in urls([output[0], output[2]]):
+        (completed,) = [one for one in messages if one["msg"] == "process_completed"]
+        if not completed["success"]:
+            raise RuntimeError(f"the page said: {completed['output'].get('error')}")
+        output = completed["output"]["data"]
+        shown = [*urls([output[0], output[2]])]
+        assert len(shown) > 3, "the picture, a mask, before and after"
+        for url in shown:
             browser.get(url).raise_for_status()
 
     return ask

@@ -7,7 +7,7 @@ costs next to nothing. full: random weights with the layers of PixArt-Σ (0.6 bi
 medium (2 billion) at 512 x 512 pixels in float32, which takes 16 GB and minutes.
 
 Time: a bare forward, for one block's output stopped there by a hook that raises, is run right before or after the
-capture, in turn, and the ratio is taken pair by pair. Memory: in a fresh process a family, the peak of the capture
+capture, in turn, and the ratio is taken pair by pair. Memory: in a fresh process a row, the peak of the capture
 minus the peak of the same bare forward, minus the bytes of what was captured. There are no limits here: those of
 ``extract.py`` hold for a UNet of full size.
 """
@@ -142,19 +142,16 @@ def times(name: str, size: str, pairs: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def memory(name: str, size: str) -> dict[str, dict[str, float]]:
-    """Row → MiB of the peak of a bare forward, of what was captured, and of what the capture took beyond both."""
+def memory(name: str, size: str, row: str) -> dict[str, float]:
+    """MiB of the peak of a bare forward, of what was captured, and of what the capture took beyond both."""
     model = subject(name, size)
-    found = {}
-    for row in ROWS:
-        chosen = model.chosen(row)
-        bare(model, row, chosen)  # whatever is allocated once
-        bare_peak = peak_mib(partial(bare, model, row, chosen))
-        kept: list[Tensor] = []
-        peak = peak_mib(lambda row=row, chosen=chosen, kept=kept: kept.extend(captured(model, row, chosen).values()))
-        size_of = sum(t.nbytes for t in kept) / 2**20
-        found[row] = {"bare": bare_peak, "captured": size_of, "excess": peak - bare_peak - size_of}
-    return found
+    chosen = model.chosen(row)
+    bare(model, row, chosen)  # whatever is allocated once
+    bare_peak = peak_mib(partial(bare, model, row, chosen))
+    kept: list[Tensor] = []
+    peak = peak_mib(lambda: kept.extend(captured(model, row, chosen).values()))
+    size_of = sum(t.nbytes for t in kept) / 2**20
+    return {"bare": bare_peak, "captured": size_of, "excess": peak - bare_peak - size_of}
 
 
 def report(found: dict[str, Any]) -> str:
@@ -182,7 +179,7 @@ def main() -> int:
         parser.error(f"{wrong[0]} has no configuration of size {args.size}; there are {', '.join(offered)}")
     found = {}
     for name in names:
-        mib = in_fresh_process(memory, name, args.size)
+        mib = {row: in_fresh_process(memory, name, args.size, row) for row in ROWS}
         found[name] = {"memory": mib, "time": times(name, args.size, args.pairs or PAIRS[args.size])}
         print(f"{name} done", file=sys.stderr)
     versions = machine()

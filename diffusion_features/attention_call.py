@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from .attention_map import as_bias, attention_map, take
 
 @dataclass(frozen=True)
 class LazyMap:
-    """An attention map ``A = softmax(Q Kᵀ·scale + bias)`` that is never made as a whole.
+    """An attention map ``A = softmax(Q Kᵀ·scale + bias)``, of which only what is asked for is made.
 
     Attributes:
         query: (B, H, Q, d), the rows of the map.
@@ -41,6 +41,14 @@ class LazyMap:
         return attention_map(
             self.query, self.key, self.bias, scale=self.scale, head_mean=head_mean, rows=which, columns=self.columns
         )
+
+    def of(self, image: int) -> LazyMap:
+        """The map of one image of the batch, in float32 or more."""
+        one = slice(image, image + 1)
+        bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[one]
+        columns = self.columns if isinstance(self.columns, slice) else self.columns[one]
+        exact = torch.promote_types(self.query.dtype, torch.float32)
+        return replace(self, query=self.query[one].to(exact), key=self.key[one], bias=bias, columns=columns)
 
     def apply(self, maps: Tensor) -> Tensor:
         """``mean_h A_h M``, by attention itself with ``M`` as its value: no map is made.

@@ -99,6 +99,8 @@ class Aggregator:
         else:
             return
         self.layer_weights[layer] = weight
+        if len(self.layer_weights) == len(self.projections):
+            self._affinity = None  # an aggregator may be kept for long
         small = self._cross.pop(layer).transpose(1, 2).unflatten(-1, self._grids[layer])
         maps = F.interpolate(small, self.grid, mode="bilinear")
         maps = maps * weight.to(maps)[:, None, None, None]

@@ -19,7 +19,7 @@ Layers: TypeAlias = Literal["dot", "mse", "iou", "equal"]
 BLOCK_ELEMENTS = 2**21
 """Affinities made at a time: 8 MiB in float32."""
 KEPT_ELEMENTS = 2**24
-"""Affinities that may be kept: 64 MiB in float32, those of a grid of 64x64."""
+"""Numbers in a matrix from cells to cells that may be kept: those of a grid of 64x64, 64 MiB in float32."""
 
 
 class Affinity:
@@ -33,20 +33,21 @@ class Affinity:
         Args:
             reference: F, (B, C, h, w).
         """
-        self.batch, channels, *grid = reference.shape
+        self.batch, _, *grid = reference.shape
         self.grid = (grid[0], grid[1])
         self.cells = grid[0] * grid[1]
-        self._keys = reference.float().flatten(2)
-        self._queries = self._keys.mT / channels**0.5
-        small = self.batch * self.cells**2 <= KEPT_ELEMENTS
-        self._whole = self._made(slice(None)) if small else None
+        self._held = reference
+        self.kept = self.batch * self.cells**2 <= KEPT_ELEMENTS
+        if self.kept:
+            self._held = self._made(slice(None))
 
     def rows(self, part: slice) -> Tensor:
         """Float32 (B, rows, h·w), each row summing to 1."""
-        return self._made(part) if self._whole is None else self._whole[:, part]
+        return self._held[:, part] if self.kept else self._made(part)
 
     def _made(self, part: slice) -> Tensor:
-        return (self._queries[:, part] @ self._keys).softmax(dim=-1)
+        cells = self._held.float().flatten(2)
+        return (cells[:, :, part].mT / cells.shape[1] ** 0.5 @ cells).softmax(dim=-1)
 
 
 def layer_weight(lazy: LazyMap, affinity: Affinity, how: Layers = "dot", *, renormalise: bool = True) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from diffusion_features import LazyMap
 
-from .layers import KEPT_ELEMENTS, nearest_cells, resized_rows
+from .layers import BLOCK_ELEMENTS, KEPT_ELEMENTS, nearest_cells, resized_rows
 
 WORTH_IT = 3
-"""Refinements from which on a matrix is made: making it takes a little longer than refining once without."""
+"""Refinements from which on a matrix is made: making it takes as long as refining once or twice without."""
 
 
 def refine(maps: Tensor, layers: Sequence[LazyMap], k: int) -> Tensor:
@@ -21,7 +21,7 @@ def refine(maps: Tensor, layers: Sequence[LazyMap], k: int) -> Tensor:
 
     A layer with another grid than ``M`` counts as its map resized to that grid (keys bilinear, queries nearest, rows
     not renormalised). ``mean_h A_h M`` is attention itself with ``M`` as the value, so that no map is made; only where
-    ``S`` is small and of use often it is, as one mean over layers and heads.
+    ``S`` is small and of use often it is, for one image at a time, as one mean over layers and heads.
 
     Args:
         maps: M, (B, n, h, w).
@@ -33,29 +33,33 @@ def refine(maps: Tensor, layers: Sequence[LazyMap], k: int) -> Tensor:
     """
     if not layers or k == 0:
         return maps
-    step = _by_matrix(maps, layers) if k >= WORTH_IT and _fits(maps) else _by_attention(layers)
-    refined = maps
+    if k >= WORTH_IT and _small(maps, layers):
+        each = [_by_matrix(maps[i : i + 1], [lazy.of(i) for lazy in layers], k) for i in range(len(maps))]
+        return torch.cat(each).to(torch.promote_types(maps.dtype, torch.float32))
     for _ in range(k):
-        refined = step(refined)
-    return refined.to(torch.promote_types(maps.dtype, torch.float32))
+        maps = torch.stack([_spread(maps, lazy) for lazy in layers]).mean(dim=0)
+    return maps
 
 
-def _fits(maps: Tensor) -> bool:
-    return len(maps) * (maps.shape[-2] * maps.shape[-1]) ** 2 <= KEPT_ELEMENTS
+def _small(maps: Tensor, layers: Sequence[LazyMap]) -> bool:
+    """Whether the matrix, and each layer's map that it is made of, may be held."""
+    cells = max(maps.shape[-2] * maps.shape[-1], *(lazy.grid[0] * lazy.grid[1] for lazy in layers))
+    return cells**2 <= KEPT_ELEMENTS
 
 
-def _by_matrix(maps: Tensor, layers: Sequence[LazyMap]) -> Callable[[Tensor], Tensor]:
-    """Sums over all pixels come out nearly alike, so they are taken in float64; where there is none, on MPS, in 32."""
-    grid, exact = (maps.shape[-2], maps.shape[-1]), torch.float32 if maps.device.type == "mps" else torch.float64
-    matrix = resized_rows(layers[0], grid, slice(None))
-    for lazy in layers[1:]:
-        matrix += resized_rows(lazy, grid, slice(None))
-    matrix = matrix.to(exact) / len(layers)
-    return lambda maps: (maps.flatten(2).to(exact) @ matrix.mT).unflatten(-1, grid)
-
-
-def _by_attention(layers: Sequence[LazyMap]) -> Callable[[Tensor], Tensor]:
-    return lambda maps: torch.stack([_spread(maps, lazy) for lazy in layers]).mean(dim=0)
+def _by_matrix(maps: Tensor, layers: Sequence[LazyMap], k: int) -> Tensor:
+    """Sums over all pixels come out nearly alike, so they are taken in float64 on devices sure to have it."""
+    grid, cells = (maps.shape[-2], maps.shape[-1]), maps.shape[-2] * maps.shape[-1]
+    exact = torch.float64 if maps.device.type in ("cpu", "cuda") else torch.float32
+    matrix = torch.zeros(1, cells, cells, dtype=exact, device=maps.device)
+    step = max(1, BLOCK_ELEMENTS // cells)
+    for part in (slice(start, start + step) for start in range(0, cells, step)):
+        for lazy in layers:
+            matrix[:, part] += resized_rows(lazy, grid, part) / len(layers)
+    spread = maps.flatten(2).to(exact)
+    for _ in range(k):
+        spread = spread @ matrix.mT
+    return spread.unflatten(-1, grid)
 
 
 def _spread(maps: Tensor, lazy: LazyMap) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from segmentors.training_free import refinement as refinement_module
 from segmentors.training_free.aggregation import Aggregator
 from segmentors.training_free.background import background_score
 from segmentors.training_free.heads import aggregate_heads, head_weights
-from segmentors.training_free.layers import Affinity, layer_weight
+from segmentors.training_free.layers import Affinity, layer_weight, resized_rows
 from segmentors.training_free.refinement import refine
 from segmentors.training_free.rescaling import entity_maps, normalised, stretched
 from tests.released import seeded
@@ -236,28 +238,52 @@ def test_one_entity_alone_is_not_divided_by_itself() -> None:
 # ---- refinement -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [0, 1, 3])
-@pytest.mark.parametrize("kept", [0, 2**24], ids=["by attention", "by a matrix"])
-def test_refine(k: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def joint(grid: tuple[int, int], text: int, indexed: bool) -> LazyMap:
+    """Attention over a few text tokens and the image, biased in each image of a batch by its own amounts."""
+    lazy, cells = lazy_map(grid, keys=text + grid[0] * grid[1]), grid[0] * grid[1]
+    columns = torch.arange(text, text + cells).expand(B, -1) if indexed else slice(text, None)
+    return replace(lazy, bias=seeded("bias", B, 1, 1, text + cells).double(), columns=columns)
+
+
+def naive_joint(lazy: LazyMap, text: int) -> Tensor:
+    scores = lazy.query.double() @ lazy.key.double().mT / math.sqrt(D) + lazy.bias
+    return scores.softmax(-1).mean(1)[..., text:]
+
+
+@pytest.mark.parametrize(
+    ("k", "kept"), [(0, 0), (1, 0), (3, 0), (3, 2**24)], ids=["none", "one", "by attention", "by a matrix"]
+)
+@pytest.mark.parametrize(("text", "indexed"), [(0, False), (5, False), (5, True)])
+def test_refine(k: int, kept: int, text: int, indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refinement_module, "KEPT_ELEMENTS", kept)
-    layers = []
-    for grid in [(4, 6), (2, 3), (8, 12)]:
-        lazy = lazy_map(grid)
-        layers.append(LazyMap(lazy.query[:1], lazy.key[:1], None, lazy.scale, lazy.columns, grid))
-    whole = torch.stack([resized(naive_map(lazy).mean(1), lazy.grid, (4, 6))[0] for lazy in layers]).mean(0)
-    maps = seeded("m", 9, 4, 6).double()
-    expected = maps.flatten(1).T
+    monkeypatch.setattr(refinement_module, "BLOCK_ELEMENTS", 5 * 24)  # blocks of five rows, the last of four
+    layers = [joint(grid, text, indexed) for grid in [(4, 6), (2, 3), (8, 12)]]
+    whole = torch.stack([resized(naive_joint(lazy, text), lazy.grid, (4, 6)) for lazy in layers]).mean(0)
+    maps = seeded("m", B, 9, 4, 6).double()
+    expected = maps.flatten(2).mT
     for _ in range(k):
         expected = whole @ expected
-    assert torch.allclose(refine(maps[None], layers, k)[0], expected.T.unflatten(1, (4, 6)), atol=1e-12)
+    assert torch.allclose(refine(maps, layers, k), expected.mT.unflatten(2, (4, 6)), atol=1e-12)
 
 
-def test_refine_leaves_text_out_of_joint_attention() -> None:
-    lazy = lazy_map((4, 6), keys=29)
-    joint = LazyMap(lazy.query[:1], lazy.key[:1], None, lazy.scale, slice(5, None), (4, 6))
-    maps = seeded("m", 2, 4, 6).double()
-    expected = naive_map(joint).mean(1)[0][:, 5:] @ maps.flatten(1).T
-    assert torch.allclose(refine(maps[None], [joint], 1)[0], expected.T.unflatten(1, (4, 6)), atol=1e-12)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_matrix_is_exact_for_models_of_half_precision(dtype: torch.dtype) -> None:
+    lazy, maps = lazy_map((4, 6), dtype=dtype), seeded("m", B, 9, 4, 6)
+    whole = naive_map(lazy).mean(1)
+    expected = (maps.double().flatten(2) @ torch.linalg.matrix_power(whole, 3).mT).unflatten(2, (4, 6))
+    assert torch.allclose(refine(maps, [lazy], 3).double(), expected, atol=1e-6)
+
+
+def test_what_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer finer than the maps counts too; refining then makes no rows of a map."""
+    monkeypatch.setattr(layers_module, "KEPT_ELEMENTS", B * 24**2)
+    assert Affinity(seeded("f", B, C, 4, 6)).kept and not Affinity(seeded("f", B, C, 5, 6)).kept
+    monkeypatch.setattr(refinement_module, "KEPT_ELEMENTS", 24**2)
+    for grid, made in [((4, 6), B), ((5, 6), 0)]:
+        watched = Mock(wraps=resized_rows)
+        monkeypatch.setattr(refinement_module, "resized_rows", watched)
+        refine(seeded("m", B, 9, 4, 6), [lazy_map(grid)], 3)
+        assert watched.call_count == made
 
 
 # ---- background -----------------------------------------------------------------------------------------------------

@@ -133,8 +133,7 @@ def test_no_large_map_is_made(fx: FeatureExtractor, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(heads, "BLOCK_ELEMENTS", 4096)
     monkeypatch.setattr(layers, "BLOCK_ELEMENTS", 1024)
-    for module in (layers, refinement):
-        monkeypatch.setattr(module, "KEPT_ELEMENTS", 256 * 256 - 1)
+    monkeypatch.setattr(refinement, "KEPT_ELEMENTS", 256 * 256 - 1)
     largest = 0
     from diffusion_features import attention_call
 
@@ -147,7 +146,8 @@ def test_no_large_map_is_made(fx: FeatureExtractor, monkeypatch: pytest.MonkeyPa
         return out
 
     monkeypatch.setattr(attention_call, "attention_map", watched)
-    segment(fx, photo(), classes=["cat", "dog"], size=128)
+    often = TrainingFreeSegmentor(fx, replace(PRESETS["sd15"], k=3))
+    often(photo(), classes=["cat", "dog"], size=128)
     assert 0 < largest <= 16 * 256 * 2  # a self-map of 16x16 cells and one head has 256 * 256
 
 
