@@ -29,13 +29,12 @@ from diffusion_features import FeatureExtractor
 from tests.tiny_dits import build
 
 ID, DEEP, PROMPT = "vit-block12-out", "vit-block28-out", "a cat"
-INT8 = "int8 of the denoiser"
 WAYS: dict[str, dict[str, Any]] = {
     "everything": dict(activations="*"),
     "up to block 28": dict(activations=[ID, DEEP]),
     "up to block 12": dict(activations=[ID]),
     "everything, prompts known": dict(activations="*", prompts=PROMPT),
-    INT8: dict(activations="*"),
+    "int8 of the denoiser": dict(activations="*"),
     "up to block 12, int8, prompts known": dict(activations=[ID], prompts=PROMPT),
 }
 """Name → options of ``from_pretrained``; those with int8 in the name quantise too."""

@@ -36,18 +36,17 @@ class Affinity:
         self.batch, _, *grid = reference.shape
         self.grid = (grid[0], grid[1])
         self.cells = grid[0] * grid[1]
-        self._held = reference
         self.kept = self.batch * self.cells**2 <= KEPT_ELEMENTS
-        if self.kept:
-            self._held = self._made(slice(None))
+        self._held = _affinity(reference, slice(None)) if self.kept else reference
 
     def rows(self, part: slice) -> Tensor:
         """Float32 (B, rows, h·w), each row summing to 1."""
-        return self._held[:, part] if self.kept else self._made(part)
+        return self._held[:, part] if self.kept else _affinity(self._held, part)
 
-    def _made(self, part: slice) -> Tensor:
-        cells = self._held.float().flatten(2)
-        return (cells[:, :, part].mT / cells.shape[1] ** 0.5 @ cells).softmax(dim=-1)
+
+def _affinity(reference: Tensor, part: slice) -> Tensor:
+    cells = reference.float().flatten(2)
+    return (cells[:, :, part].mT / cells.shape[1] ** 0.5 @ cells).softmax(dim=-1)
 
 
 def layer_weight(lazy: LazyMap, affinity: Affinity, how: Layers = "dot", *, renormalise: bool = True) -> Tensor:
