@@ -50,7 +50,7 @@ def attention_map(
     mask = as_bias(mask, query, key, is_causal)
     if mask is not None and mask.shape[-2] == query.shape[-2]:
         mask = take(mask[(None,) * (4 - mask.ndim)], rows, -2)
-    dtype, query = query.dtype, take(query, rows, -2)
+    query = take(query, rows, -2)
     batch, heads, queries, _ = query.shape
     row = batch * heads * key.shape[-2]
     elements = max(CACHED_ELEMENTS, CACHED_ROWS * row) if query.device.type == "cpu" else CHUNK_ELEMENTS
@@ -65,7 +65,7 @@ def attention_map(
         part = take(scores.softmax(dim=-1), columns, -1)
         if absent is not None:
             part = part.masked_fill(absent[:, :, start : start + step], 0)
-        return (part.mean(dim=1, keepdim=True) if head_mean else part).to(dtype)
+        return (part.mean(dim=1, keepdim=True) if head_mean else part).to(query.dtype)
 
     starts = range(0, queries, step)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
