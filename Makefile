@@ -19,7 +19,8 @@ demo: install  ## features of a real photograph and of a drawn scene, as picture
 	photo=$$($(BIN)/python -c "import skimage.data as d; print(d.__path__[0] + '/chelsea.png')") && \
 	$(BIN)/diffusion-features scenes $(DEMO)/scenes --split test --count 1 && \
 	$(BIN)/diffusion-features visualize "$$photo" $(DEMO)/scenes/img_dir/test --model embedded --output $(DEMO) && \
-	echo "The pictures are $(CURDIR)/$(DEMO)/*.png; they took $$(( $$(date +%s) - begin )) s."
+	echo "The pictures are $(CURDIR)/$(DEMO)/*.png; they took $$(( $$(date +%s) - begin )) s." && \
+	echo "Each activation is shown by its first three principal components as red, green and blue: alike in colour, alike to the model."
 
 test: install  ## style, types, tests; screenshots of the demo go to outputs/screenshots
 	$(BIN)/ruff check .
