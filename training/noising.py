@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from looking import Watched
 from torch import Generator, Tensor, nn
 
 NOISE: Final[dict[str, Any]] = {
@@ -17,14 +19,18 @@ LEAN = 0.7
 SNR = 5.0
 #: Weight of the loss of tokens that shall say nothing.
 SILENCE = 0.2
+#: Price of the share of attention that falls on words, in the layers that are watched.
+PRICE = 0.01
 
 
 class Denoising(nn.Module):
     """A denoiser and a text encoder; calling it returns the losses of a batch."""
 
-    def __init__(self, unet: nn.Module, text: nn.Module, control: nn.Module | None = None) -> None:
+    def __init__(
+        self, unet: nn.Module, text: nn.Module, control: nn.Module | None = None, watched: Sequence[Watched] = ()
+    ) -> None:
         super().__init__()
-        self.unet, self.text, self.control = unet, text, control
+        self.unet, self.text, self.control, self.watched = unet, text, control, watched
         self.register_buffer("kept", DDPMScheduler(**NOISE).alphas_cumprod, persistent=False)
 
     def forward(
@@ -52,17 +58,21 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        text, spoken = self.read(ids), {}
+        text, spoken, looks = self.read(ids), {}, {}
         if silent is not None:
             nothing = self.nothing(ids)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
             text = torch.where(silent[..., None], nothing, text)
         predicted = self.predict(noisy, t, text, ids, hint)
+        shares = [layer.take() for layer in self.watched]
+        if silent is not None and shares:
+            words = ~silent & (torch.arange(ids.shape[1], device=ids.device) > 0)
+            looks["looks"] = (torch.stack(shares).mean(dim=0) * words).sum(dim=1).mean()
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
-        loss = (weight * each).mean() + SILENCE * sum(spoken.values())
-        return {"loss": loss, "plain": each.mean().detach(), **spoken}
+        loss = (weight * each).mean() + SILENCE * sum(spoken.values()) + PRICE * sum(looks.values())
+        return {"loss": loss, "plain": each.mean().detach(), **spoken, **looks}
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the text encoder's last hidden state, [N, tokens, width]."""

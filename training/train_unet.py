@@ -18,6 +18,7 @@ import torch
 import words
 from data import Captioned, latents
 from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from looking import watch
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
 from pictures import COLUMNS, PROMPTS, samples
@@ -32,6 +33,8 @@ SEED = 20_261_122
 EXPORT = ROOT / "diffusion_features" / "embedded" / "sd"
 #: Scenes of each set in a step that has them, and how many steps apart those are.
 BATCH, EVERY = {"small": 32, "large": 16}, {"small": 1, "large": 4}
+#: Where words are looked for at the native size: in the blocks of 16x16 cells. Others find none, but would be averaged.
+FINDING = ("down_blocks.1", "up_blocks.2")
 #: Tokens that a prompt is padded to; one caption in a hundred is longer. Padding draws attention from the words.
 TOKENS = 32
 
@@ -50,6 +53,20 @@ def networks(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextMo
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))  # fmt: skip
     return unet, text
+
+
+def shipped(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Return the networks with the weights that the package has, to train on."""
+    unet, text = networks(tokenizer)
+    unet.load_state_dict(UNet2DConditionModel.from_pretrained(EXPORT, subfolder="unet").state_dict())
+    text.load_state_dict(CLIPTextModel.from_pretrained(EXPORT, subfolder="text_encoder").state_dict())
+    return unet, text
+
+
+def unpack() -> None:
+    """Put the autoencoder and the tokenizer that the package has where newly trained ones would be."""
+    for part in (VAE_FOLDER, RUNS / "tokenizer"):
+        shutil.copytree(EXPORT / part.name, part, dirs_exist_ok=True)
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -115,13 +132,20 @@ def export(pipe: DiffusionPipeline, folder: Path, also: Sequence[Path] = ()) -> 
 def main() -> None:
     """Train from the command line."""
     parser = arguments(__doc__)
-    parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
+    parser.add_argument(
+        "--native", action="store_true",
+        help="what to finish with: scenes of 128 pixels alone, and outside FINDING looking at words has a price",
+    )  # fmt: skip
+    parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
     torch.manual_seed(SEED)
     with first():
+        if options.shipped:
+            unpack()
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
         sets = {name: Captioned(latents(name, vae), load(name)[1], words, TOKENS) for name in (*BATCH, "validation")}
-    module = Denoising(*networks(words))
+    unet, text = (shipped if options.shipped else networks)(words)
+    module = Denoising(unet, text, watched=watch(unet, but=FINDING) if options.native else ())
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]
