@@ -42,7 +42,7 @@ class Denoising(nn.Module):
         hint: Tensor | None = None,
         silent: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return "loss", weighted, and "plain", the mean squared error of the predicted noise (scalars).
+        """Return "loss", weighted, "plain", the mean squared error of the noise, and its other parts (scalars).
 
         Args:
             latents, noise: [N, 4, h, w], clean and standard normal.

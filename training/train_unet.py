@@ -9,6 +9,7 @@ Each step takes scenes of 64 pixels, where words and shapes are learnt at a fift
 from __future__ import annotations
 
 import copy
+import filecmp
 import shutil
 from collections.abc import Sequence
 from itertools import chain
@@ -33,7 +34,7 @@ SEED = 20_261_122
 EXPORT = ROOT / "diffusion_features" / "embedded" / "sd"
 #: Scenes of each set in a step that has them, and how many steps apart those are.
 BATCH, EVERY = {"small": 32, "large": 16}, {"small": 1, "large": 4}
-#: Where words are looked for at the native size: in the blocks of 16x16 cells. Others find none, but would be averaged.
+#: The blocks of 16x16 cells, which find words at the native size. Others hardly do, and are in every plain average.
 FINDING = ("down_blocks.1", "up_blocks.2")
 #: Tokens that a prompt is padded to; one caption in a hundred is longer. Padding draws attention from the words.
 TOKENS = 32
@@ -64,9 +65,16 @@ def shipped(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextMod
 
 
 def unpack() -> None:
-    """Put the autoencoder and the tokenizer that the package has where newly trained ones would be."""
-    for part in (VAE_FOLDER, RUNS / "tokenizer"):
-        shutil.copytree(EXPORT / part.name, part, dirs_exist_ok=True)
+    """Put the autoencoder and the tokenizer that the package has where newly trained ones would be.
+
+    Raises:
+        SystemExit: others are there.
+    """
+    for part, file in ((VAE_FOLDER, "diffusion_pytorch_model.safetensors"), (RUNS / "tokenizer", "vocab.json")):
+        if not part.exists():
+            shutil.copytree(EXPORT / part.name, part)
+        if not filecmp.cmp(part / file, EXPORT / part.name / file, shallow=False):
+            raise SystemExit(f"{part} is not the one that the package has: move {RUNS} away to train on from there.")
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -132,12 +140,14 @@ def export(pipe: DiffusionPipeline, folder: Path, also: Sequence[Path] = ()) -> 
 def main() -> None:
     """Train from the command line."""
     parser = arguments(__doc__)
+    parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone")
     parser.add_argument(
-        "--native", action="store_true",
-        help="what to finish with: scenes of 128 pixels alone, and outside FINDING looking at words has a price",
-    )  # fmt: skip
+        "--priced", action="store_true", help="looking at words has a price in layers that are not of 16x16 cells"
+    )
     parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
+    if options.shipped and options.again:
+        parser.error("--shipped and --again are two places to start from: give one of them")
     torch.manual_seed(SEED)
     with first():
         if options.shipped:
@@ -145,7 +155,7 @@ def main() -> None:
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
         sets = {name: Captioned(latents(name, vae), load(name)[1], words, TOKENS) for name in (*BATCH, "validation")}
     unet, text = (shipped if options.shipped else networks)(words)
-    module = Denoising(unet, text, watched=watch(unet, but=FINDING) if options.native else ())
+    module = Denoising(unet, text, watched=watch(unet, but=FINDING) if options.priced else ())
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]
