@@ -35,6 +35,7 @@ from diffusion_features.embedded.dataset import SPLITS, scenes
 from diffusion_features.images import as_tensor
 from segmentors import Method, Preset, TrainingFreeSegmentor
 from segmentors.evaluation import count, resampled, scores
+from segmentors.training_free import PLAIN
 from segmentors.training_free.aggregation import Aggregator, output_projection
 from segmentors.training_free.labelling import labelled
 from segmentors.training_free.presets import PRESETS
@@ -77,7 +78,7 @@ ROWS = [
     Row("full, layers not renormalised", replace(FULL, renormalise=False)),
     Row("full, layers as released", replace(FULL, as_released=True)),
     *(Row(f"full, rescale {r}", replace(FULL, rescale=r)) for r in ("max", "sum-raw", "sum-raw-again")),
-    Row("all off, refined 0 times", replace(FULL, heads="average", layers="equal", rescale="none"), 0),
+    Row("all off, refined 0 times", PLAIN, 0),
     *(Row(f"full, refined {k} times", FULL, k) for k in (0, 1, 3)),
     *(Row(f"full, refined by up-level{level}, {k} times", FULL, k, _level(level)) for level in (1, 2) for k in (1, 2)),
     Row("full, edges by PAMR", replace(FULL, edges="pamr")),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from looking import Watched
 from torch import Generator, Tensor, nn
+
+from diffusion_features import capture
 
 NOISE: Final[dict[str, Any]] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -19,7 +21,7 @@ LEAN = 0.7
 SNR = 5.0
 #: Weight of the loss of tokens that shall say nothing.
 SILENCE = 0.2
-#: Price of the share of attention that falls on words, in the layers that are watched.
+#: Price of the share of attention that falls on words, in the maps that have one.
 PRICE = 0.01
 
 
@@ -27,10 +29,10 @@ class Denoising(nn.Module):
     """A denoiser and a text encoder; calling it returns the losses of a batch."""
 
     def __init__(
-        self, unet: nn.Module, text: nn.Module, control: nn.Module | None = None, watched: Sequence[Watched] = ()
+        self, unet: nn.Module, text: nn.Module, control: nn.Module | None = None, priced: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        self.unet, self.text, self.control, self.watched = unet, text, control, watched
+        self.unet, self.text, self.control, self.priced = unet, text, control, [*priced]
         self.register_buffer("kept", DDPMScheduler(**NOISE).alphas_cumprod, persistent=False)
 
     def forward(
@@ -50,7 +52,8 @@ class Denoising(nn.Module):
             t: int64 [N], 0 to 999.
             hint: [N, 3, H, W] in [0, 1], for a ControlNet.
             silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
-                how far the text encoder's are from these, "spoken", is part of the loss.
+                how far the text encoder's are from these, "spoken", is part of the loss. So is, of maps
+                that are priced, the share of attention that falls on words, "looks".
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says
@@ -63,11 +66,13 @@ class Denoising(nn.Module):
             nothing = self.nothing(ids)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
             text = torch.where(silent[..., None], nothing, text)
-        predicted = self.predict(noisy, t, text, ids, hint)
-        shares = [layer.take() for layer in self.watched]
-        if silent is not None and shares:
+        priced = silent is not None and self.priced
+        with capture(self.unet, self.priced, heads="mean", grad=True) if priced else nullcontext({}) as maps:
+            predicted = self.predict(noisy, t, text, ids, hint)
+        if silent is not None and maps:
             words = ~silent & (torch.arange(ids.shape[1], device=ids.device) > 0)
-            looks["looks"] = (torch.stack(shares).mean(dim=0) * words).sum(dim=1).mean()
+            shares = torch.stack([each.mean(dim=(1, 2)) for each in maps.values()])  # [maps, N, tokens]
+            looks["looks"] = (shares.mean(dim=0) * words).sum(dim=1).mean()
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)

@@ -19,7 +19,6 @@ import torch
 import words
 from data import Captioned, latents
 from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from looking import watch
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
 from pictures import COLUMNS, PROMPTS, samples
@@ -34,8 +33,9 @@ SEED = 20_261_122
 EXPORT = ROOT / "diffusion_features" / "embedded" / "sd"
 #: Scenes of each set in a step that has them, and how many steps apart those are.
 BATCH, EVERY = {"small": 32, "large": 16}, {"small": 1, "large": 4}
-#: The blocks of 16x16 cells, which find words at the native size. Others hardly do, and are in every plain average.
-FINDING = ("down_blocks.1", "up_blocks.2")
+#: Cross-attention outside the layers of 16x16 cells, which find words at the native size. These hardly do, and are in
+#: every plain average.
+PRICED = [f"{part}-*-cross-map" for part in ("down-level0", "down-level2", "mid", "up-level1", "up-level3")]
 #: Tokens that a prompt is padded to; one caption in a hundred is longer. Padding draws attention from the words.
 TOKENS = 32
 
@@ -128,6 +128,7 @@ def export(pipe: DiffusionPipeline, folder: Path, also: Sequence[Path] = ()) -> 
     fresh, stale = folder.with_suffix(".new"), folder.with_suffix(".old")
     for path in (fresh, stale):
         shutil.rmtree(path, ignore_errors=True)
+    pipe.vae.register_to_config(_name_or_path="")  # it would say where it lay on the machine that trained
     pipe.save_pretrained(fresh, safe_serialization=True)
     for path in also:
         shutil.copyfile(path, fresh / "tokenizer" / path.name)
@@ -155,7 +156,7 @@ def main() -> None:
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
         sets = {name: Captioned(latents(name, vae), load(name)[1], words, TOKENS) for name in (*BATCH, "validation")}
     unet, text = (shipped if options.shipped else networks)(words)
-    module = Denoising(unet, text, watched=watch(unet, but=FINDING) if options.priced else ())
+    module = Denoising(unet, text, priced=PRICED if options.priced else ())
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]

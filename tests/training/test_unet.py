@@ -1,0 +1,70 @@
+"""The price of looking at words, and where a training starts from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from diffusion_features import embedded
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
+pytest.importorskip("noising", reason="the training scripts are not part of an installed package")
+from noising import PRICE, Denoising, noised
+from train_unet import PRICED, padding, shipped
+
+
+@pytest.fixture
+def pipe():
+    return StableDiffusionPipeline.from_pretrained(embedded.path(), dtype=torch.float32)
+
+
+class Shares:
+    """A plain attention processor that notes the mean over heads and cells of its probabilities, [N, tokens]."""
+
+    def __init__(self, noted):
+        self.noted = noted
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None):
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key, value = (attn.head_to_batch_dim(each(encoder_hidden_states)) for each in (attn.to_k, attn.to_v))
+        probabilities = attn.get_attention_scores(query, key)
+        self.noted.append(probabilities.unflatten(0, (-1, attn.heads)).mean(dim=(1, 2)))
+        return attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
+
+
+def test_words_have_a_price_and_padding_has_none(pipe):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(pipe.unet.config)  # untrained, it looks at all tokens alike
+    module = Denoising(unet, pipe.text_encoder, priced=PRICED)
+    ids = pipe.tokenizer(["a red car on a gray road", ""], padding="max_length", return_tensors="pt").input_ids
+    batch = noised(torch.randn(2, 4, 16, 16), ids, torch.Generator().manual_seed(0)) | {"silent": padding(ids)}
+    priced = module(**batch)
+    module.priced, noted, processors = [], [], dict(unet.attn_processors)
+    finding = ("down_blocks.1", "up_blocks.2")  # 16x16 cells of a scene of 128 pixels
+    for name in processors:
+        if "attn2" in name and not name.startswith(finding):
+            processors[name] = Shares(noted)
+    unet.set_attn_processor(processors)
+    free = module(**batch)
+    assert len(noted) == 2 + 2 + 1 + 3 + 3
+    expected = torch.stack(noted)[:, 0, 1:8].sum(dim=-1).mean() / 2  # seven words in one caption, none in the other
+    assert expected > 0.08  # 7 of 32 tokens in one of two
+    torch.testing.assert_close(priced["looks"], expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(priced["loss"] - free["loss"], PRICE * expected, rtol=1e-2, atol=0)
+    assert "looks" not in free
+    priced["looks"].backward()
+    asked = {name for name, p in unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_q.weight" in asked
+
+
+def test_a_training_can_start_from_the_weights_that_ship(pipe):
+    unet, text = shipped(pipe.tokenizer)
+    for fresh, of in ((unet, pipe.unet), (text, pipe.text_encoder)):
+        expected = of.state_dict()
+        assert fresh.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in fresh.state_dict().items())
+        assert all(p.requires_grad and p.dtype == torch.float32 for p in fresh.parameters())
