@@ -52,8 +52,9 @@ class Denoising(nn.Module):
             t: int64 [N], 0 to 999.
             hint: [N, 3, H, W] in [0, 1], for a ControlNet.
             silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
-                how far the text encoder's are from these, "spoken", is part of the loss. So is, of maps
-                that are priced, the share of attention that falls on words, "looks".
+                how far the text encoder's are from these, "spoken", is part of the loss.
+
+        Of maps that are ``priced``, the share of attention that falls on words, "looks", is part of the loss too.
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says
@@ -66,13 +67,11 @@ class Denoising(nn.Module):
             nothing = self.nothing(ids)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
             text = torch.where(silent[..., None], nothing, text)
-        priced = silent is not None and self.priced
-        with capture(self.unet, self.priced, heads="mean", grad=True) if priced else nullcontext({}) as maps:
+        with capture(self.unet, self.priced, heads="mean", grad=True) if self.priced else nullcontext({}) as maps:
             predicted = self.predict(noisy, t, text, ids, hint)
-        if silent is not None and maps:
-            words = ~silent & (torch.arange(ids.shape[1], device=ids.device) > 0)
+        if maps:
             shares = torch.stack([each.mean(dim=(1, 2)) for each in maps.values()])  # [maps, N, tokens]
-            looks["looks"] = (shares.mean(dim=0) * words).sum(dim=1).mean()
+            looks["looks"] = (shares.mean(dim=0) * self.words(ids)).sum(dim=1).mean()
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
@@ -83,6 +82,10 @@ class Denoising(nn.Module):
         """Return the text encoder's last hidden state, [N, tokens, width]."""
         text: Tensor = self.text(ids).last_hidden_state
         return text
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Where the words of a caption are, bool [N, tokens]: after its start token and before its end token."""
+        return (ids != ids[:, :1]) & (ids != ids[:, -1:])
 
     def nothing(self, ids: Tensor) -> Tensor:
         """Return what ``read`` returns of an empty caption, [1, tokens, width]."""

@@ -21,7 +21,7 @@ from noising import NOISE, Denoising, noised
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, load
 from torch import Generator, Tensor
-from train_unet import export, validation
+from train_unet import export, unpack, validation
 from train_vae import FOLDER as VAE_FOLDER
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -31,6 +31,7 @@ FOLDER = ROOT / "diffusion_features" / "embedded"
 BATCH, EVERY = {"small": 64, "large": 16}, {"small": 1, "large": 4}
 #: Longer than any caption of the world. What is padded is masked, so this changes nothing but the time of a step.
 TOKENS = 48
+END = 1  # the id of T5's token for the end, above that of padding
 CONTEXT = 120  # tokens that a PixArtAlphaPipeline pads to
 
 
@@ -44,6 +45,8 @@ class Size:
 
 
 SIZES = {"dit": Size(8, 4, 1e-3), "dit-small": Size(4, 2, 1e-3)}
+#: Cross-attention of the blocks that hardly find words, and are in every plain average.
+PRICED = {name: [f"vit-block{i}-cross-map" for i in (0, 1, 6, 7)] for name in SIZES}
 
 
 class Masked(Denoising):
@@ -53,6 +56,10 @@ class Masked(Denoising):
         """Return the text encoder's last hidden state, [N, tokens, width]."""
         text: Tensor = self.text(ids, attention_mask=(ids != 0).long()).last_hidden_state
         return text
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Where the words of a caption are, bool [N, tokens]: before its end token and the padding."""
+        return ids > END
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, ids: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
@@ -83,6 +90,16 @@ def networks(size: Size, tokens: int) -> tuple[PixArtTransformer2DModel, T5Encod
     return transformer, text
 
 
+def shipped(name: str, tokens: int) -> tuple[PixArtTransformer2DModel, T5EncoderModel]:
+    """Return the networks of size ``name`` with the weights that the package has, to train on."""
+    transformer, text = networks(SIZES[name], tokens)
+    transformer.load_state_dict(
+        PixArtTransformer2DModel.from_pretrained(FOLDER / name, subfolder="transformer").state_dict()
+    )
+    text.load_state_dict(T5EncoderModel.from_pretrained(FOLDER / name, subfolder="text_encoder").state_dict())
+    return transformer, text
+
+
 def pipeline(module: Masked, words: T5Tokenizer, dtype: torch.dtype) -> PixArtAlphaPipeline:
     """Return copies of the networks as a pipeline on the CPU."""
     vae = AutoencoderKL.from_pretrained(VAE_FOLDER)
@@ -99,19 +116,28 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("size", choices=list(SIZES))
     parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
+    parser.add_argument("--priced", action="store_true", help="looking at words has a price in the outer blocks")
+    parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
-    size, name = SIZES[options.size], options.size
+    if options.shipped and options.again:
+        parser.error("--shipped and --again are two places to start from: give one of them")
+    name = options.size
     torch.manual_seed(SEED)
     with first():
+        if options.shipped:
+            unpack()
         vae = AutoencoderKL.from_pretrained(VAE_FOLDER).eval()
-        found = {part: (latents(part, vae), load(part)[1]) for part in (*BATCH, "validation")}
-    captions = [text for _, scenes in found.values() for scene in scenes for text in scene]
-    words = tokenizer({word.strip(string.punctuation) for text in captions for word in text.lower().split()})
-    sets = {part: Captioned(*data, words, TOKENS) for part, data in found.items()}
-    module = Masked(*networks(size, len(words)))
+        used = {"large": 1} if options.native else EVERY
+        encoded = {part: latents(part, vae) for part in (*used, "validation")}
+        captions = {part: load(part)[1] for part in (*BATCH, "validation")}
+    spoken = (word for scenes in captions.values() for scene in scenes for text in scene for word in text.lower().split())
+    words = tokenizer({word.strip(string.punctuation) for word in spoken})
+    sets = {part: Captioned(encoded[part], captions[part], words, TOKENS) for part in encoded}
+    begin = shipped(name, len(words)) if options.shipped else networks(SIZES[name], len(words))
+    module = Masked(*begin, priced=PRICED[name] if options.priced else ())
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
-        due = ["large"] if options.native else [part for part in BATCH if step % EVERY[part] == 0]
+        due = [part for part, every in used.items() if step % every == 0]
         drawn = [sets[part].draw(round(BATCH[part] * share), generator) for part in due]
         return [noised(x, ids, generator) for _, x, ids in drawn]
 
@@ -125,7 +151,7 @@ def main() -> None:
     def publish() -> None:
         export(pipeline(module, words, torch.float16), FOLDER / name)
 
-    train(Task(name, module, batches, measure, publish, SEED, size.rate), options)
+    train(Task(name, module, batches, measure, publish, SEED, SIZES[name].rate), options)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import PixArtAlphaPipeline
+
+from diffusion_features import capture, embedded
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
-from train_dit import CONTEXT, SIZES, TOKENS, Masked, Size, networks, tokenizer
+from noising import PRICE, noised
+from train_dit import CONTEXT, PRICED, SIZES, TOKENS, Masked, Size, networks, shipped, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +60,34 @@ def test_each_word_says_itself_alone(words):
     one, other = module.read(ids)
     assert torch.equal(one[1], other[2]) and not torch.equal(one[0], other[0])
     assert torch.equal(one[3], other[3]), "the end token is the same after any caption"
+
+
+def test_words_have_a_price_and_neither_the_end_nor_padding_has_one(words):
+    torch.manual_seed(0)
+    module = Masked(*networks(Size(8, 2, 0.0), len(words)))
+    ids = words(["a red car on sand", ""], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    batch = noised(torch.randn(2, 4, 8, 8), ids, torch.Generator().manual_seed(0))
+    free = module(**batch)
+    module.priced = PRICED["dit"]
+    priced = module(**batch)
+    kept = module.kept[batch["t"]].view(-1, 1, 1, 1)
+    noisy = kept.sqrt() * batch["latents"] + (1 - kept).sqrt() * batch["noise"]
+    with torch.no_grad(), capture(module.unet, PRICED["dit"]) as maps:
+        module.predict(noisy, batch["t"], module.read(ids), ids)
+    # five words before the end token in one caption, none in the other
+    shares = [tensor[0, ..., :5].sum(dim=-1).mean() / 2 for tensor in maps.values()]
+    assert len(shares) == len(PRICED["dit"]) and min(shares) > 0.1
+    torch.testing.assert_close(priced["looks"], sum(shares) / len(shares), rtol=1e-4, atol=0)
+    torch.testing.assert_close(priced["loss"] - free["loss"], PRICE * priced["looks"], rtol=1e-2, atol=1e-6)
+    assert "looks" not in free
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_training_can_start_from_the_weights_that_ship(name):
+    pipe = PixArtAlphaPipeline.from_pretrained(embedded.path(f"embedded-{name}"), dtype=torch.float32)
+    transformer, text = shipped(name, len(pipe.tokenizer))
+    for fresh, of in ((transformer, pipe.transformer), (text, pipe.text_encoder)):
+        expected = of.state_dict()
+        assert fresh.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in fresh.state_dict().items())
+        assert all(p.requires_grad and p.dtype == torch.float32 for p in fresh.parameters())
