@@ -37,16 +37,23 @@ CONTEXT = 120  # tokens that a PixArtAlphaPipeline pads to
 
 @dataclass(frozen=True)
 class Size:
-    """Of the transformer: its blocks, their heads of 32 channels, the learning rate."""
+    """Of the transformer: its blocks, their heads of 32 channels, the learning rate, and its outer blocks.
+
+    Their cross-attention hardly finds words, and is in every plain average.
+    """
 
     layers: int
     heads: int
     rate: float
+    outer: tuple[int, ...] = ()
+
+    @property
+    def priced(self) -> list[str]:
+        """The maps of the outer blocks."""
+        return [f"vit-block{i}-cross-map" for i in self.outer]
 
 
-SIZES = {"dit": Size(8, 4, 1e-3), "dit-small": Size(4, 2, 1e-3)}
-#: Cross-attention of the blocks that hardly find words, and are in every plain average.
-PRICED = {name: [f"vit-block{i}-cross-map" for i in (0, 1, 6, 7)] for name in SIZES}
+SIZES = {"dit": Size(8, 4, 1e-3, outer=(0, 1, 6, 7)), "dit-small": Size(4, 2, 1e-3, outer=(0, 3))}
 
 
 class Masked(Denoising):
@@ -130,11 +137,11 @@ def main() -> None:
         used = {"large": 1} if options.native else EVERY
         encoded = {part: latents(part, vae) for part in (*used, "validation")}
         captions = {part: load(part)[1] for part in (*BATCH, "validation")}
-    spoken = (word for scenes in captions.values() for scene in scenes for text in scene for word in text.lower().split())
-    words = tokenizer({word.strip(string.punctuation) for word in spoken})
+    texts = (text for scenes in captions.values() for scene in scenes for text in scene)
+    words = tokenizer({word.strip(string.punctuation) for text in texts for word in text.lower().split()})
     sets = {part: Captioned(encoded[part], captions[part], words, TOKENS) for part in encoded}
     begin = shipped(name, len(words)) if options.shipped else networks(SIZES[name], len(words))
-    module = Masked(*begin, priced=PRICED[name] if options.priced else ())
+    module = Masked(*begin, priced=SIZES[name].priced if options.priced else ())
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = [part for part, every in used.items() if step % every == 0]

@@ -13,7 +13,7 @@ from diffusion_features import capture, embedded
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 from noising import PRICE, noised
-from train_dit import CONTEXT, PRICED, SIZES, TOKENS, Masked, Size, networks, shipped, tokenizer
+from train_dit import CONTEXT, SIZES, TOKENS, Masked, Size, networks, shipped, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +62,22 @@ def test_each_word_says_itself_alone(words):
     assert torch.equal(one[3], other[3]), "the end token is the same after any caption"
 
 
-def test_words_have_a_price_and_neither_the_end_nor_padding_has_one(words):
+@pytest.mark.parametrize("name", SIZES)
+def test_words_have_a_price_and_neither_the_end_nor_padding_has_one(words, name):
     torch.manual_seed(0)
-    module = Masked(*networks(Size(8, 2, 0.0), len(words)))
+    module = Masked(*networks(SIZES[name], len(words)))
     ids = words(["a red car on sand", ""], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     batch = noised(torch.randn(2, 4, 8, 8), ids, torch.Generator().manual_seed(0))
     free = module(**batch)
-    module.priced = PRICED["dit"]
+    module.priced = SIZES[name].priced
     priced = module(**batch)
     kept = module.kept[batch["t"]].view(-1, 1, 1, 1)
     noisy = kept.sqrt() * batch["latents"] + (1 - kept).sqrt() * batch["noise"]
-    with torch.no_grad(), capture(module.unet, PRICED["dit"]) as maps:
+    with torch.no_grad(), capture(module.unet, SIZES[name].priced) as maps:
         module.predict(noisy, batch["t"], module.read(ids), ids)
     # five words before the end token in one caption, none in the other
     shares = [tensor[0, ..., :5].sum(dim=-1).mean() / 2 for tensor in maps.values()]
-    assert len(shares) == len(PRICED["dit"]) and min(shares) > 0.1
+    assert len(shares) == len(SIZES[name].priced) and min(shares) > 0.1
     torch.testing.assert_close(priced["looks"], sum(shares) / len(shares), rtol=1e-4, atol=0)
     torch.testing.assert_close(priced["loss"] - free["loss"], PRICE * priced["looks"], rtol=1e-2, atol=1e-6)
     assert "looks" not in free
