@@ -22,7 +22,8 @@ together with its protocol, which is always printed:
 EXAMPLES = """\
   diffusion-features evaluate --dataset embedded --split test --limit 64
   diffusion-features evaluate --dataset embedded --split held-out --protocol image-classes --json held-out.json
-  diffusion-features evaluate --dataset voc --root VOC2012/ --model stable-diffusion-v1-5/stable-diffusion-v1-5
+  diffusion-features evaluate --dataset voc --root VOC2012/ --background wall floor grass sky water tree \
+      --model stable-diffusion-v1-5/stable-diffusion-v1-5
 """
 EMBEDDED_LIMIT = 100
 
@@ -38,8 +39,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help=f"so many images at most (embedded: {EMBEDDED_LIMIT})")
     parser.add_argument("--protocol", default="full-vocabulary", help="see above (default: %(default)s)")
     parser.add_argument(
-        "--background", nargs="+", default=[], metavar="NAME", help="words for the background, where there is one"
-    )
+        "--background", nargs="+", default=[], metavar="NAME", help="words for the background, which a data set that "
+        "has one needs, or else a threshold"
+    )  # fmt: skip
     parser.add_argument("--threshold", type=float, metavar="θ", help="added to the score of the background")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")

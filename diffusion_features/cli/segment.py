@@ -70,13 +70,15 @@ def run(args: argparse.Namespace) -> int:
     from diffusion_features.cli.work import Report
     from diffusion_features.images import ImageError, image_keys, read_image
     from segmentors import Method, TrainingFreeSegmentor
+    from segmentors.training_free.pictures import check_count
 
     keys = image_keys(args.inputs)
     classes = read_classes(args.classes_file) if args.classes_file else {name: [name] for name in _once(args.classes)}
     method = Method(edges=args.edges) if args.threshold is None else Method(edges=args.edges, threshold=args.threshold)
     segmentor = TrainingFreeSegmentor(options.load(args, ["*"]), method=method, captioner=args.captioner)
-    call: dict[str, Any] = dict(caption=args.caption, size=args.size, seed=args.seed)
+    call: dict[str, Any] = dict(background=args.background, caption=args.caption, size=args.size, seed=args.seed)
     segmentor.wanted(classes, args.background, args.caption)  # what is wrong with the names is said before any image
+    check_count(len(classes) + (args.background is not None))
     with Report(len(keys)) as report:
         for key, path in keys.items():
             try:
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             except ImageError as error:
                 report.failure(error)
                 continue
-            (found,) = cast("list[Segmentation]", segmentor([image], classes, args.background, **call))
+            (found,) = cast("list[Segmentation]", segmentor([image], classes, **call))
             _save(args.output / key, image, found)
             if args.steps:
                 _save_steps(args.output / key, segmentor, image, found, classes, call)
@@ -148,7 +150,8 @@ def _save_steps(
     from segmentors.training_free.steps import steps
 
     maps = steps(segmentor, image, classes, **call)
-    _save_picture(target, "steps.png", step_sheet(image, maps, found.labels, [*classes], palette(found.classes)))
+    rows = [*classes, "background"] if call["background"] else [*classes]
+    _save_picture(target, "steps.png", step_sheet(image, maps, found.labels, rows, palette(found.classes)))
 
 
 def _save_picture(target: Path, suffix: str, picture: Image.Image) -> None:

@@ -35,6 +35,8 @@ def count(predicted: Tensor, truth: Tensor, classes: int, ignore: int | None = N
     counted = torch.ones_like(truth, dtype=torch.bool) if ignore is None else truth != ignore
     if ((truth < 0) | (truth >= classes))[counted].any():
         raise ValueError(f"the truth has labels beyond its {classes} classes")
+    if ((predicted < 0) | (predicted >= classes))[counted].any():
+        raise ValueError(f"labels beyond the {classes} classes were predicted")
     right = (predicted == truth) & counted
     found = torch.zeros(5, classes, dtype=torch.int64)
     for row, pixels in enumerate((truth[right], truth[counted], predicted[counted])):

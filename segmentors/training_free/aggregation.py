@@ -61,6 +61,7 @@ class Aggregator:
         self._grids: dict[str, tuple[int, int]] = {}
         self._self: dict[str, LazyMap] = {}
         self._sum: Tensor | None = None
+        self._computed = torch.float32
 
     @property
     def wanted(self) -> list[str]:
@@ -79,6 +80,7 @@ class Aggregator:
                 weights = head_weights(found.output, self.projections[id], self.heads, found.value)
                 self.head_weights[id] = weights
             self._cross[id], self._grids[id] = aggregate_heads(found.map, weights), found.map.grid
+            self._computed = found.map.query.dtype
             self._settle(id)
         else:
             if id in self._refiners:
@@ -117,8 +119,16 @@ class Aggregator:
         return {id: weights[id] / total for id in self.projections}
 
     def tokens(self) -> Tensor:
-        """A: float32 (B, T, h, w), at least 0; sums to 1 over the tokens of each pixel."""
+        """A: float32 (B, T, h, w), at least 0; sums to 1 over the tokens of each pixel.
+
+        Raises:
+            FloatingPointError: attention has infinite or undefined values, as where half precision overflows.
+        """
         assert self._sum is not None, "the denoiser has not run"
+        if not torch.isfinite(self._sum).all():
+            half = self._computed == torch.float16
+            remedy = " Load the model with dtype=torch.float32 or torch.bfloat16." if half else ""
+            raise FloatingPointError(f"attention has infinite or undefined values in {self._computed}.{remedy}")
         total = self._sum.clamp(min=0)
         return total / total.sum(dim=1, keepdim=True).clamp(min=torch.finfo(total.dtype).tiny)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .method import Method
 
 Background: TypeAlias = Literal["offset", "exact", "max", "average", "threshold"]
 
@@ -38,3 +42,25 @@ def background_score(found: Tensor, how: Background, threshold: float) -> Tensor
     if how not in scores:
         raise ValueError(f"a background is {', '.join(scores)}, not {how!r}")
     return scores[how].clamp(0, 1)
+
+
+def check_background(names: Iterable[str], behind: Iterable[str], method: Method) -> None:
+    """Refuse a background that means two things, or nothing.
+
+    With ``exact`` and no words the score is 0 everywhere, for a caller who adds a threshold of their own.
+
+    Args:
+        names: of the classes.
+        behind: what was named as background.
+
+    Raises:
+        ValueError: a class is called "background" too; or nothing was named, and there is no threshold either.
+    """
+    if "background" in (name.lower() for name in names):
+        raise ValueError('"background" is nothing to look for, and the background gets a class of that name anyway: '
+                         "leave it out of the classes")  # fmt: skip
+    if not any(behind) and method.background != "exact" and method.threshold <= 0:
+        raise ValueError(
+            f"a background that names nothing scores its threshold, which is {method.threshold:g} here, so that it "
+            "would never be found: name what may be there, or give a threshold between 0 and 1"
+        )

@@ -87,8 +87,9 @@ def aggregate_heads(lazy: LazyMap, weights: Tensor | None = None) -> Tensor:
 def _dots(output: Tensor, project: Projection) -> Tensor:
     """``⟨O_h, O⟩ = o_h · (W_hᵀ O)`` for all heads, by one vector-Jacobian product of the projection: (B, H, P)."""
     merged = _merge(output)
-    with torch.enable_grad():
-        leaf = merged.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        # a tensor that was made in inference mode has no gradient, but its copy may
+        leaf = (merged.clone() if merged.is_inference() else merged.detach()).requires_grad_()
         projected = project(leaf)
         total = projected.detach() - _bias(merged, project)
         (back,) = torch.autograd.grad(projected, leaf, total)

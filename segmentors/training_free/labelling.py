@@ -86,5 +86,5 @@ def labelled(
     if method.edges != "none":
         assert image is not None, "edges are those of an image"
         maps = to_edges(maps, image, method.edges)
-    scores = F.interpolate(maps[None], size, mode="bilinear")[0].clamp(0, 1)
+    scores = F.interpolate(maps[None], size, mode="bilinear")[0].clamp_(0, 1)  # in place: they may be gigabytes
     return scores.argmax(dim=0), scores

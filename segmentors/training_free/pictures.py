@@ -29,14 +29,19 @@ def palette(classes: Sequence[str]) -> list[RGB]:
     return [(0, 0, 0), *found[:-1]] if classes and classes[0] == "background" else found
 
 
+def check_count(classes: int) -> None:
+    """Raises ValueError for more classes than the palette of a label image holds."""
+    if classes > MOST_CLASSES:
+        raise ValueError(f"a label image holds {MOST_CLASSES} classes, not {classes}")
+
+
 def label_image(labels: Tensor, colours: Sequence[RGB]) -> Image.Image:
     """Labels (H, W) as a palette image, whose pixel values are the labels.
 
     Raises:
         ValueError: there are more colours than the 256 that a palette holds.
     """
-    if len(colours) > MOST_CLASSES:
-        raise ValueError(f"a label image holds {MOST_CLASSES} classes, not {len(colours)}")
+    check_count(len(colours))
     image = Image.fromarray(labels.cpu().numpy().astype(np.uint8)).convert("P")
     image.putpalette([value for colour in colours for value in colour])
     return image

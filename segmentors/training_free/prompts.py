@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .encoders import TextPart, fits, positions
 from .words import STOP, Span, content_words, find_phrases
@@ -29,11 +29,19 @@ def check_names(classes: Sequence[str] | Names, background: Sequence[str]) -> tu
     """Classes as name → its words, and background names, both without surplus spaces.
 
     Raises:
-        ValueError: there is no class, a name is empty, or one comes twice (case does not distinguish).
+        ValueError: there is no class, a name is empty or no text, the words of a class are one string, or a name comes
+            twice (case does not distinguish).
     """
     if isinstance(classes, str) or isinstance(background, str):
         raise ValueError("give a list of names, not one string")
     given = [*classes.items()] if isinstance(classes, Mapping) else [(name, [name]) for name in classes]
+    for name, all_of in given:
+        if isinstance(all_of, str):
+            raise ValueError(f"give a list of words for the class {name!r}, such as [{all_of!r}], not one string")
+    for name in (name for key, all_of in given for name in (key, *all_of)):
+        _check_text(name)
+    for name in background:
+        _check_text(name)
     if (twice := _first_twice([_spaced(name) for name, _ in given])) is not None:
         raise ValueError(f"the class {twice!r} is given twice")
     words = {_spaced(name): [_spaced(word) for word in all_of] for name, all_of in given}
@@ -43,9 +51,16 @@ def check_names(classes: Sequence[str] | Names, background: Sequence[str]) -> tu
     every = [word for all_of in words.values() for word in all_of] + behind
     if not all(every) or not all(words) or not all(words.values()):
         raise ValueError("a class name is empty")
-    if (twice := _first_twice(every)) is not None:
-        raise ValueError(f"the name {twice!r} is given twice among classes and background")
+    # what is named as background stands beside the classes, under its name: that may not be the name of a class either
+    for names in (every, [*words, *behind]):
+        if (twice := _first_twice(names)) is not None:
+            raise ValueError(f"the name {twice!r} is given twice among classes and background")
     return words, behind
+
+
+def _check_text(name: Any) -> None:
+    if not isinstance(name, str):
+        raise ValueError(f"names are text, not {name!r}")
 
 
 def _spaced(name: str) -> str:

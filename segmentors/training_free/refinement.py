@@ -74,7 +74,8 @@ def _spread(maps: Tensor, lazy: LazyMap) -> Tensor:
 
 def _bilinear_adjoint(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, n, h, w) → (B, n, *grid): not a resize of the maps, but the transpose of resizing ``grid`` to theirs."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        maps = maps.clone() if maps.is_inference() else maps  # autograd keeps nothing that was made in inference mode
         small = torch.zeros(*maps.shape[:2], *grid, dtype=maps.dtype, device=maps.device, requires_grad=True)
         large = F.interpolate(small, maps.shape[-2:], mode="bilinear")
         return torch.autograd.grad(large, small, maps)[0]

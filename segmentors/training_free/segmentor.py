@@ -21,6 +21,7 @@ from diffusion_features.families import unwrap
 from diffusion_features.images import Picture, as_tensor, check_size, fit_size, read_image
 
 from .aggregation import Aggregator, output_projection, self_of
+from .background import check_background
 from .crf import densecrf
 from .encoders import text_parts
 from .labelling import Segmentation, Wanted, class_maps, labelled
@@ -48,7 +49,8 @@ class TrainingFreeSegmentor:
     ) -> None:
         """
         Args:
-            fx: the model; of its default activations only matters that a transformer is loaded up to the last of them.
+            fx: the model; a transformer has to be loaded as far as the preset reads it, which ``"*"`` among its default
+                activations sees to.
             preset: layers and timestep; by default those of the paper for this model.
             method: how the maps are put together; by default as in the paper.
             captioner: describes each image for the prompt, where a call gives no caption: a hub id or folder of an
@@ -56,18 +58,23 @@ class TrainingFreeSegmentor:
                 strings.
 
         Raises:
-            ValueError: there is no preset for this model, it is not known how it reads text, or it lacks the
-                self-attention that the method asks for.
+            ValueError: there is no preset for this model, it is not known how it reads text, it lacks the
+                self-attention that the method asks for, or it was loaded only in part.
             UnknownActivation: the preset names a layer that the model does not have.
             ImportError: the method asks for a CRF, and pydensecrf is not installed.
         """
         self.fx, self.method = fx, method or Method()
         self.preset = preset or preset_for(fx)
         self.parts = text_parts(fx)
-        loaded = list_activations(unwrap(fx.denoiser))  # of a transformer that was loaded in part, that part
-        self._cross = select(loaded, list(self.preset.cross))
-        select(loaded, [self.preset.reference, *self.preset.refiners])
-        if self.method.layers != "equal" and not {self_of(a.id) for a in self._cross} <= {a.id for a in loaded}:
+        self._cross = select(fx.available, list(self.preset.cross), fx.presets)
+        others = select(fx.available, [self.preset.reference, *self.preset.refiners], fx.presets)
+        loaded = {a.id for a in list_activations(unwrap(fx.denoiser))}
+        if beyond := [a.id for a in (*self._cross, *others) if a.id not in loaded]:
+            raise ValueError(
+                f"{beyond[-1]} was not loaded, and this preset reads it: load the model with activations='*', or give "
+                "a Preset that names only layers that were loaded"
+            )
+        if self.method.layers != "equal" and not {self_of(a.id) for a in self._cross} <= loaded:
             name = type(unwrap(fx.denoiser)).__name__
             raise ValueError(f"{name} has no self-attention maps to weigh layers by: use Method(layers='equal')")
         if self.method.edges == "crf":
@@ -107,7 +114,9 @@ class TrainingFreeSegmentor:
 
         Raises:
             ValueError: no class, an empty name or the same name twice; a name that the tokenizer has no token for, or
-                that is longer than the model reads. More names than it reads at once are told in several passes.
+                that is longer than the model reads (more names than it reads at once are told in several passes); a
+                background that could never be found, see ``check_background``.
+            FloatingPointError: the attention of the model has infinite or undefined values.
         """
         self.wanted(classes, background, caption)  # what is wrong with the names is said before any caption is made
         several = isinstance(image, Sequence) and not isinstance(image, str)
@@ -142,6 +151,8 @@ class TrainingFreeSegmentor:
     ) -> Wanted:
         """What a call with these arguments asks of each image, prompts and token positions worked out."""
         names, behind = check_names(classes, background or [])
+        if background is not None:
+            check_background(names, behind, self.method)
         every = {**names, **{word: [word] for word in behind}}
         told = passes(self.parts, every, self.preset.template, caption)
         return Wanted([*names], behind, background is not None, told)

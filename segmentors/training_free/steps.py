@@ -18,6 +18,7 @@ def steps(
     segmentor: TrainingFreeSegmentor,
     image: Picture,
     classes: Sequence[str] | Mapping[str, Sequence[str]],
+    background: Sequence[str] | None = None,
     *,
     caption: str | None = None,
     size: int | tuple[int, int] | None = None,
@@ -26,15 +27,16 @@ def steps(
     """The maps of an image's classes after each step; the model runs once a prompt.
 
     Args:
-        segmentor, image, classes, caption, size, seed: as in a call of the segmentor.
+        segmentor, image, classes, background, caption, size, seed: as in a call of the segmentor.
 
     Returns:
         Step → (K, h, w) in [0, 1], of which each begins with what the one before gave: ``raw`` (heads and layers
         averaged), ``aggregated`` (weighted), ``rescaled`` and ``refined``. Raw and aggregated maps are blurred and
-        stretched as the rescaled ones are.
+        stretched as the rescaled ones are. Behind the classes' maps comes, if anything is named as background, the
+        highest of its maps.
     """
     caption = segmentor.caption_of(image) if caption is None else caption
-    wanted, method = segmentor.wanted(classes, caption=caption), segmentor.method
+    wanted, method = segmentor.wanted(classes, background, caption), segmentor.method
     (working,) = segmentor.by_size([image], size)
     raw = replace(method, heads="average", layers="equal", refine=False)
     prompts = [one.prompt for one in wanted.told]
@@ -45,4 +47,5 @@ def steps(
         "rescaled": segmentor.maps(weighted, wanted, method.rescale),
     }
     found["refined"] = segmentor.refined(found["rescaled"], weighted[0])
-    return {step: maps[0] for step, maps in found.items()}
+    shown = len(wanted.names) + bool(wanted.behind)
+    return {step: maps[0, :shown] for step, maps in found.items()}

@@ -10,6 +10,9 @@ STOP = frozenset({"a", "an", "the", "and"})
 """Words that name nothing; punctuation is none either."""
 
 
+_ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
+
+
 class Span(NamedTuple):
     """Characters ``start`` up to ``stop`` of a text."""
 
@@ -18,7 +21,7 @@ class Span(NamedTuple):
 
 
 def find_phrases(text: str, phrases: Mapping[str, Sequence[str]]) -> dict[str, list[Span]]:
-    """Every place where a phrase stands, in any case, in the singular or the plural, as whole words.
+    """Every place where a phrase stands, in any case, in the singular or a regular plural, as whole words.
 
     "car" is not found in "carpet"; and where a longer phrase stands, a shorter one inside it is not found.
 
@@ -31,9 +34,12 @@ def find_phrases(text: str, phrases: Mapping[str, Sequence[str]]) -> dict[str, l
     found: dict[str, list[Span]] = {name: [] for name in phrases}
     taken: list[Span] = []
     ordered = sorted(((p, name) for name, all_of in phrases.items() for p in all_of), key=lambda item: -len(item[0]))
+    given = {phrase.lower() for phrase, _ in ordered}
     for phrase, name in ordered:
         for hit in re.finditer(rf"(?<!\w){_in_any_number(phrase)}(?!\w)", text, re.IGNORECASE):
-            span = Span(*hit.span())
+            span, said = Span(*hit.span()), " ".join(hit.group().lower().split())
+            if said != phrase.lower() and said in given:  # "car" beside "cars": each is found as it is written
+                continue
             if not any(span.start < other.stop and other.start < span.stop for other in taken):
                 taken.append(span)
                 found[name].append(span)
@@ -42,10 +48,31 @@ def find_phrases(text: str, phrases: Mapping[str, Sequence[str]]) -> dict[str, l
 
 def _in_any_number(phrase: str) -> str:
     """A pattern for the phrase in the singular or the plural, however it is spaced."""
-    literal = r"\s+".join(re.escape(word) for word in phrase.split())
-    if phrase[-1:] in "yY" and phrase[-2:-1].lower() not in "aeiou":
-        return rf"(?:{literal}|{literal[:-1]}ies)"
-    return rf"{literal}(?:s|es)?"
+    *before, last = phrase.split()
+    forms = "|".join(re.escape(form) for form in sorted({last, *plurals(last), *singulars(last)}))
+    return r"\s+".join([*map(re.escape, before), f"(?:{forms})"])
+
+
+def plurals(word: str) -> set[str]:
+    """How a word may end in the plural by the rules of English, in lower case: "box", "boxes"; "leaf", "leaves"."""
+    word = word.lower()
+    if re.search(r"[^aeiou\W\d_]y$", word):
+        return {word[:-1] + "ies"}
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return {word + "es"}
+    found = {word + "s"}
+    if word.endswith("o"):
+        found.add(word + "es")
+    if word.endswith(("f", "fe")):
+        found.add(word.removesuffix("e")[:-1] + "ves")
+    return found
+
+
+def singulars(word: str) -> set[str]:
+    """The words, of three letters or more, that have ``word`` as a plural."""
+    word = word.lower()
+    stems = [word[: -len(end)] + begin for end, begin in _ENDINGS if word.endswith(end)]
+    return {stem for stem in stems if len(stem) > 2 and stem[-1] not in "iu" and word in plurals(stem)}
 
 
 def content_words(text: str, span: Span) -> list[Span]:

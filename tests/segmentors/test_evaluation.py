@@ -96,6 +96,8 @@ def test_labels_that_do_not_fit() -> None:
         count(torch.zeros(2, 2), torch.zeros(2, 3), 2)
     with pytest.raises(ValueError, match="beyond its 2 classes"):
         count(torch.zeros(2, 2), torch.full((2, 2), 2), 2)
+    with pytest.raises(ValueError, match="labels beyond the 2 classes were predicted"):
+        count(torch.full((2, 2), 2), torch.zeros(2, 2), 2)
 
 
 # ---- protocols ------------------------------------------------------------------------------------------------------

@@ -76,6 +76,10 @@ def test_bad_names_are_refused_before_anything_is_written(
     out = ["--model", model, "-o", str(tmp_path / "out")]
     assert main(["segment", str(photo), "--classes", "cat", "cat", *out]) == 2
     assert "'cat' is given twice" in capsys.readouterr().err
+    assert main(["segment", str(photo), "--classes", *(f"cat{i}" for i in range(257)), *out]) == 2
+    assert "a label image holds 256 classes, not 257" in capsys.readouterr().err
+    assert main(["segment", str(photo), "--classes", "cat", "--background", *out]) == 2
+    assert "would never be found" in capsys.readouterr().err
     assert main(["segment", str(photo), "--classes", "cat", "--background", "CAT", *out]) == 2
     assert "'CAT' is given twice among classes and background" in capsys.readouterr().err
     assert main(["segment", str(photo), "--classes", "cat", "--size", "30", *out]) == 2

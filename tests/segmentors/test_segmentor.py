@@ -194,6 +194,65 @@ def test_steps_end_with_what_the_segmentor_scores(fx: FeatureExtractor) -> None:
     assert torch.allclose(F.interpolate(found["raw"][None], (64, 64), mode="bilinear")[0], plain, atol=1e-5)
 
 
+def test_steps_with_a_background_are_those_of_the_same_call(fx: FeatureExtractor) -> None:
+    result = segment(fx, photo(), classes=["cat", "dog"], background=["grass", "red"])
+    found = steps(TrainingFreeSegmentor(fx), photo(), ["cat", "dog"], ["grass", "red"])
+    end = F.interpolate(found["refined"][None], (64, 64), mode="bilinear")[0]
+    assert torch.allclose(end[[2, 0, 1]], result.scores, atol=1e-5)  # the background is last there, first here
+    assert all(maps.shape == (3, 8, 8) for maps in found.values())
+    bare = steps(TrainingFreeSegmentor(fx, method=Method(threshold=0.5)), photo(), ["cat", "dog"], [])
+    assert bare["refined"].shape == (2, 8, 8)
+
+
+def test_in_inference_mode_it_finds_the_same(fx: FeatureExtractor) -> None:
+    names = dict(classes=["cat", "dog"], background=["grass"])
+    expected = segment(fx, as_tensor(photo(50, 91))[0], **names)
+    with torch.inference_mode():
+        found = segment(fx, as_tensor(photo(50, 91))[0], **names)
+        assert found.scores.is_inference()
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_undefined_attention_is_an_error_and_no_segmentation() -> None:
+    fx = FeatureExtractor.from_pipe(sd15_pipe())
+    segmentor = TrainingFreeSegmentor(fx)
+    fx.pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"attention has infinite or undefined values in torch\.float32\.$"):
+        segmentor(photo(), ["cat", "dog"])
+    with pytest.raises(FloatingPointError, match="infinite or undefined"):
+        steps(segmentor, photo(), ["cat", "dog"])
+
+
+def test_a_background_that_means_nothing_or_two_things(fx: FeatureExtractor) -> None:
+    for method in (Method(), Method(background="threshold"), Method(background="max"), Method(threshold=-0.5)):
+        with pytest.raises(ValueError, match=r"a background that names nothing scores its threshold, which is -?0"):
+            segment(fx, photo(), classes=["cat"], background=[], method=method)
+    with pytest.raises(ValueError, match='"background" is nothing to look for'):
+        segment(fx, photo(), classes=["cat", "Background"], background=["grass"])
+    assert segment(fx, photo(), classes=["cat"], background=["grass"], method=Method(threshold=-0.5)).labels.numel()
+    exact = segment(fx, photo(), classes=["cat"], background=[], method=Method(background="exact"))
+    assert exact.scores[0].max() == 0
+
+
+def test_a_transformer_that_was_loaded_in_part() -> None:
+    few = FeatureExtractor.from_pretrained("embedded-dit-small", "vit-block1-out")
+    with pytest.raises(ValueError, match=r"vit-block3-self-map was not loaded, .* the model with activations='\*'"):
+        ValueError, match=r"vit-block3-self-map was not loaded, .* load the model with activations='\*'"
+    ):
+        TrainingFreeSegmentor(few)
+    cut = Preset(("*-cross-map",), "vit-block1-cross-q", (), 0, 100)
+    with pytest.raises(ValueError, match="vit-block3-cross-map was not loaded"):
+        TrainingFreeSegmentor(few, cut)
+    told = replace(cut, cross=("vit-block0-cross-map", "vit-block1-cross-map"))
+    assert segment_with(few, told).classes == ("cat", "sky")
+
+
+def segment_with(fx: FeatureExtractor, preset: Preset) -> Segmentation:
+    found = TrainingFreeSegmentor(fx, preset)(photo(128, 128), ["cat", "sky"])
+    assert isinstance(found, Segmentation)
+    return found
+
+
 def test_seed_and_size(fx: FeatureExtractor) -> None:
     one, same, other = (segment(fx, photo(), classes=["cat", "dog"], seed=s).scores for s in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
@@ -285,8 +344,10 @@ def test_transformers(name: str) -> None:
         with pytest.raises(ValueError, match=r"no self-attention maps to weigh layers by: use Method\(layers='equal'"):
             TrainingFreeSegmentor(fx, preset)
         method = Method(layers="equal")
+    if name == "hunyuan":  # its BERT knows one word, so that nothing is left for the background
+        method = Method(threshold=0.5)
     segmentor = TrainingFreeSegmentor(fx, preset, method)
-    classes = ["cat"] if name == "hunyuan" else ["cat", "red dog"]  # its BERT knows one word
+    classes = ["cat"] if name == "hunyuan" else ["cat", "red dog"]
     found = segmentor(photo(64, 96), classes, [] if name == "hunyuan" else ["grass"], size=(64, 96))
     assert isinstance(found, Segmentation)
     assert found.scores.shape == (len(classes) + 1, 64, 96) and torch.isfinite(found.scores).all()

@@ -28,6 +28,33 @@ def test_whole_words_in_any_case_and_number() -> None:
     }
 
 
+def test_only_what_english_makes_a_plural_is_one() -> None:
+    text = "a woman cares for pines, tubes, stages and manes"
+    assert not any(found(text, car=["car"], pin=["pin"], tub=["tub"], stag=["stag"], man=["man"]).values())
+    text = "leaves, knives, roofs, potatoes, photos, dishes, glasses, churches, foxes, Ä-Häuser"
+    singular = ["leaf", "knife", "roof", "potato", "photo", "dish", "glass", "church", "fox"]
+    assert list(found(text, **{word: [word] for word in singular}).values()) == [
+        [plural] for plural in text.split(", ")[:-1]
+    ]
+
+
+def test_a_name_in_the_plural_is_found_in_the_singular() -> None:
+    text = "a berry, a house, a bus, a leaf; new grass, a canvas and a box of glass"
+    names = ["berries", "houses", "buses", "leaves", "news", "boxes", "glasses"]
+    hits = found(text, **{name: [name] for name in names})
+    assert {name: hits[name] for name in names if name != "news"} == {
+        "berries": ["berry"], "houses": ["house"], "buses": ["bus"], "leaves": ["leaf"], "boxes": ["box"],
+        "glasses": ["glass"],
+    }  # fmt: skip
+    assert found("a ga, a bu, a gras", gas=["gas"], bus=["bus"], grass=["grass"]) == {"gas": [], "bus": [], "grass": []}
+
+
+def test_beside_each_other_singular_and_plural_are_found_as_written() -> None:
+    text = "a car, two cars; one red  car"
+    assert found(text, one=["car"], many=["cars"]) == {"one": ["car", "car"], "many": ["cars"]}
+    assert found(text, one=["red car"], many=["cars"]) == {"one": ["red  car"], "many": ["car", "cars"]}
+
+
 def test_several_words_and_the_longer_phrase_first() -> None:
     text = "a potted  plant near a plant, and potted plants"
     assert found(text, plant=["plant"], potted=["potted plant"]) == {
@@ -148,6 +175,11 @@ def test_a_name_without_tokens() -> None:
         ({"cat": []}, [], "a class name is empty"),
         (["cat"], [""], "a class name is empty"),
         ("cat", [], "a list of names, not one string"),
+        ({"cat": "kitten"}, [], r"a list of words for the class 'cat', such as \['kitten'\], not one string"),
+        ({"cat": [1]}, [], "names are text, not 1"),
+        ([3], [], "names are text, not 3"),
+        (["cat"], [None], "names are text, not None"),
+        ({"building": ["house"], "x": ["sea"]}, ["Building"], "'Building' is given twice among classes and background"),
     ],
 )
 def test_bad_names(classes: Any, background: list[str], message: str) -> None:
