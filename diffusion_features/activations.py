@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
 import yaml
@@ -27,7 +27,7 @@ ANY = "any-transformer"
 DEPTH = re.compile(r"vit-block@(0?\.\d+)-(.+)")
 Kind: TypeAlias = Literal["spatial", "text", "map", "module"]
 Tap: TypeAlias = Literal["input", "output", "attention", "composed"]
-Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, bool] | Sequence[str]"
+Spec: TypeAlias = "str | os.PathLike[str] | Activation | Mapping[str, bool] | Sequence[str | Activation]"
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def select(
 
     Args:
         available: everything the denoiser has, in forward order.
-        spec: an id, a glob, the name of a preset, the path of a JSON or YAML file with any of these, a list of them,
-            or an id→bool mapping as the papers' configurations have it.
+        spec: an id, an ``Activation``, a glob, the name of a preset, the path of a JSON or YAML file with any of these,
+            a list of them, or an id→bool mapping as the papers' configurations have it.
         presets: name → list of ids and globs.
 
     Raises:
@@ -143,6 +143,8 @@ def select(
 def names(spec: Spec, inside: tuple[str, ...] = ()) -> list[str]:
     """The ids, globs and presets that a spec names, with those in its files in the place of the files.
 
+    A file that is named in a file is looked for beside it first, then in the working folder.
+
     Args:
         inside: the files that are being read.
     """
@@ -150,14 +152,18 @@ def names(spec: Spec, inside: tuple[str, ...] = ()) -> list[str]:
     for part in _parts(spec):
         if Path(part).suffix.lower() not in {".json", ".yaml", ".yml"}:
             found.append(part)
-        elif part in inside:
-            raise ValueError(f"activation file {part} names itself")
-        else:
-            found += names(_read(Path(part)), (*inside, part))
+            continue
+        beside = Path(inside[-1]).parent / part if inside else Path(part)
+        file = os.path.normpath(beside if beside.is_file() else part)
+        if file in inside:
+            raise ValueError(f"activation file {file} names itself")
+        found += names(_read(Path(file)), (*inside, file))
     return found
 
 
 def _parts(spec: Spec) -> list[str]:
+    if isinstance(spec, Activation):
+        return [spec.id]
     if isinstance(spec, os.PathLike):
         return [os.fspath(spec)]
     if isinstance(spec, str):
@@ -229,11 +235,19 @@ def presets(model: str | None, available: Iterable[Activation] = ()) -> dict[str
     return {name: found for name, found in for_all.items() if found} | _stored(model)
 
 
+def preset_timesteps(model: str | None, names: Iterable[str]) -> dict[str, int]:
+    """Preset → the timestep that it was chosen at, of those ``names`` that have one."""
+    files = (_preset_file(ANY), _preset_file(model))
+    return {name: preset["t"] for file in files for name, preset in file.items() if name in names and "t" in preset}
+
+
 def _stored(model: str | None) -> dict[str, list[str]]:
+    return {name: preset["activations"] for name, preset in _preset_file(model).items()}
+
+
+def _preset_file(model: str | None) -> dict[str, Any]:
     file = preset_folder() / f"{model}.json"
-    if not file.is_file():
-        return {}
-    return {name: preset["activations"] for name, preset in json.loads(file.read_text(encoding="utf-8")).items()}
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _at_depth(part: str, ids: Sequence[str]) -> list[str]:

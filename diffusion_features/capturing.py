@@ -119,10 +119,10 @@ def capture(
     recorder.check()
 
 
-def _chosen(denoiser: nn.Module, activations: Spec | list[Activation]) -> list[Activation]:
+def _chosen(denoiser: nn.Module, activations: Spec) -> list[Activation]:
     if isinstance(activations, list) and activations and all(isinstance(a, Activation) for a in activations):
         return activations
-    return select(offered(denoiser), activations)  # type: ignore[arg-type]
+    return select(offered(denoiser), activations)
 
 
 class _Stop(Exception):

@@ -16,7 +16,7 @@ import torch
 from diffusers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
-from .activations import COMPOSED, Activation, Kind, Spec, names, presets, select
+from .activations import COMPOSED, Activation, Kind, Spec, names, preset_timesteps, presets, select
 from .attention import use_fast_attention
 from .attention_call import AttentionCall
 from .capturing import capture
@@ -31,7 +31,7 @@ from .composed import (
 )
 from .families import denoiser_classes, family_of, list_activations, unwrap
 from .images import Picture, as_tensor
-from .loading import has_decoder, load_pipeline, model_revision
+from .loading import Absent, has_decoder, load_pipeline, model_revision
 from .memory import advised
 from .modulating import discarded, is_block_output, runs, without
 from .noising import Draw, Predict, add_noise, check_t, travel
@@ -70,6 +70,8 @@ class FeatureExtractor(nn.Module):
         pipe: the diffusers pipeline.
         available: everything the model has to capture, in forward order.
         activations: what a call captures when it does not say.
+        presets: name → ids and globs; any activation, or list of activations, may be named by it.
+        preset_timesteps: name → the t that the preset was chosen at. A call does not take it by itself.
         attention: categories of the maps that ``attn`` is made of.
         model_id, revision: where the weights came from, if known.
     """
@@ -88,6 +90,11 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.pipe = pipe
         inner = unwrap(self.denoiser)
+        if getattr(inner.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+            raise ValueError(
+                "this pipeline has an IP-Adapter loaded, so that its denoiser wants an image prompt at every call: call "
+                "pipe.unload_ip_adapter() first. To use one, give suppress=[IPAdapter(...)]"
+            )
         if trainable:  # a frozen denoiser stays out of nn.Module's registry, and so out of the state_dict
             self.trained = self.denoiser.requires_grad_(True)
         self.owned, self.trainable = owned, trainable
@@ -95,7 +102,9 @@ class FeatureExtractor(nn.Module):
         loaded = list_activations(inner)
         self.available = untruncated(inner) or loaded
         self._loaded = [a.id for a in loaded]
-        self.presets = presets(self.family.preset_model(inner, self.model_id), self.available)
+        preset_model = self.family.preset_model(inner, self.model_id)
+        self.presets = presets(preset_model, self.available)
+        self.preset_timesteps = preset_timesteps(preset_model, self.presets)
         self.attention = check_attention(attention)
         self.activations = self._select(activations)
         self._prompts: dict[str, Any] = {}  # asked for
@@ -151,7 +160,7 @@ class FeatureExtractor(nn.Module):
             activations=activations, quantization_config=quantization_config,
         )  # fmt: skip
         if getattr(pipe, "vae", None) is not None and "vae-out" not in names(activations):
-            pipe.vae.decoder = None  # a single file has brought it along
+            pipe.vae.decoder = Absent("the VAE's decoder", "name vae-out among its activations")
         extractor = cls(
             pipe, activations, owned=True, trainable=trainable, attention=attention, model_id=str(model),
             revision=model_revision(pipe),
@@ -174,6 +183,9 @@ class FeatureExtractor(nn.Module):
         """Use a loaded pipeline of the caller, which is never moved, freed, frozen or rescheduled.
 
         Its prompts are encoded anew at each call, because the caller may load LoRAs between two of them.
+
+        Raises:
+            ValueError: it has an IP-Adapter loaded; or as ``from_pretrained`` says.
         """
         return cls(pipe, activations, trainable=trainable, attention=attention)
 

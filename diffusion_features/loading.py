@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import diffusers
 import torch
@@ -153,7 +153,18 @@ def resolve(model: str | os.PathLike[str]) -> Path | str:
 def has_decoder(pipe: Any) -> bool:
     """Whether the pipeline can make images of latents: the VAE's decoder is left out where nothing needs it."""
     vae = getattr(pipe, "vae", None)
-    return vae is None or not isinstance(getattr(vae, "decoder", None), (NoneType, torch.nn.Identity))
+    return vae is None or not isinstance(getattr(vae, "decoder", None), (NoneType, torch.nn.Identity, Absent))
+
+
+class Absent(torch.nn.Module):
+    """In the place of a part that was not loaded: whoever calls it is told so."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__()
+        self.message = f"{what} was not loaded, since features need none: to have it, {remedy} when the model is loaded"
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(self.message)
 
 
 def model_revision(model: DiffusionPipeline | str | os.PathLike[str]) -> str | None:

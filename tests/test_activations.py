@@ -477,6 +477,30 @@ def test_files_that_name_each_other(sd15: list[Activation], tmp_path: Path) -> N
             chosen(sd15, path)
 
 
+def test_a_file_in_a_file_is_looked_for_beside_it(
+    sd15: list[Activation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "specs" / "outer.yaml").write_text("- inner.yaml\n- only_here.yaml\n")
+    (tmp_path / "specs" / "inner.yaml").write_text("- mid-vit-out\n")
+    (tmp_path / "here" / "inner.yaml").write_text("- unet-out\n")
+    (tmp_path / "here" / "only_here.yaml").write_text("- unet-in\n")
+    assert chosen(sd15, "../specs/outer.yaml") == ["unet-in", "mid-vit-out"]
+    (tmp_path / "specs" / "round.yaml").write_text("- ../specs/round.yaml\n")
+    with pytest.raises(ValueError, match="names itself"):
+        chosen(sd15, tmp_path / "specs" / "round.yaml")
+
+
+def test_activations_themselves_can_be_asked_for(sd15: list[Activation]) -> None:
+    some = [a for a in sd15 if a.role == "res-out"]
+    ids = [a.id for a in some]
+    assert chosen(sd15, some) == chosen(sd15, tuple(some)) == ids
+    assert chosen(sd15, some[0]) == ids[:1]
+    assert chosen(sd15, ["mid-vit-out", some[0]]) == [ids[0], "mid-vit-out"]
+
+
 def test_a_folder_is_no_file(sd15: list[Activation], tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(FileNotFoundError, match="there is no activation file"):

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_features import FeatureExtractor, UnknownActivation
+from diffusion_features.loading import has_decoder
 from tests import tiny_families
 from tests.tiny import save_sd15, sd15_pipe
 
@@ -631,8 +632,25 @@ def test_a_caller_s_pipeline_is_left_as_it_was() -> None:
     assert pipe.vae.decoder is not None
 
 
+def test_the_timesteps_of_presets_can_be_read(fx: FeatureExtractor) -> None:
+    assert fx.preset_timesteps.keys() == fx.presets.keys()
+    assert fx.preset_timesteps["practical"] == 51 and fx.preset_timesteps["dift"] == 261
+
+
+def test_activations_of_the_list_can_be_given_back(fx: FeatureExtractor) -> None:
+    some = [a for a in fx.available if a.role == "res-out"][:2]
+    assert list(fx(picture(), activations=some)) == [a.id for a in some] == list(fx(picture(), activations=tuple(some)))
+    assert list(fx(picture(), activations=some[0])) == [some[0].id]
+
+
+def test_drawing_without_the_decoder_says_what_is_missing(tmp_path: Path) -> None:
+    fx = FeatureExtractor.from_pretrained(save_sd15(tmp_path), "mid-vit-out", device="cpu")
+    with pytest.raises(RuntimeError, match=r"the VAE's decoder was not loaded, .* name vae-out among its activations"):
+        fx.pipe.vae.decode(torch.zeros(1, 4, 8, 8))
+
+
 def test_an_owned_pipeline_is_frozen_and_has_no_decoder(fx: FeatureExtractor) -> None:
-    assert fx.owned and fx.pipe.vae.decoder is None
+    assert fx.owned and not has_decoder(fx.pipe)
     for part in fx.pipe.components.values():
         if isinstance(part, nn.Module):
             assert not part.training

@@ -49,6 +49,16 @@ def test_it_equals_diffusers_by_hand_and_leaves_nothing_behind(tmp_path: Path) -
     torch.testing.assert_close(found["unet-out"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_pipeline_that_has_one_loaded_is_refused(tmp_path: Path) -> None:
+    file = save_ip_adapter(extractor("unet"), tmp_path)
+    pipe = sd15_pipe()
+    pipe.load_ip_adapter(str(tmp_path), "", file.name, image_encoder_folder="image_encoder")
+    with pytest.raises(ValueError, match=r"call pipe\.unload_ip_adapter\(\) first"):
+        FeatureExtractor.from_pipe(pipe)
+    pipe.unload_ip_adapter()
+    assert FeatureExtractor.from_pipe(pipe)(photo())
+
+
 def test_at_scale_zero_it_does_nothing_and_maps_are_those_of_the_prompt(tmp_path: Path) -> None:
     fx = extractor("unet")
     file = save_ip_adapter(fx, tmp_path)
