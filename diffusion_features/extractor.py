@@ -92,7 +92,7 @@ class FeatureExtractor(nn.Module):
         inner = unwrap(self.denoiser)
         if getattr(inner.config, "encoder_hid_dim_type", None) == "ip_image_proj":
             raise ValueError(
-                "this pipeline has an IP-Adapter loaded, so that its denoiser wants an image prompt at every call: call "
+                "this pipeline has an IP-Adapter loaded, so that its denoiser wants an image prompt each time: call "
                 "pipe.unload_ip_adapter() first. To use one, give suppress=[IPAdapter(...)]"
             )
         if trainable:  # a frozen denoiser stays out of nn.Module's registry, and so out of the state_dict

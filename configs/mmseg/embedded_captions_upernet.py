@@ -15,6 +15,17 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs", meta_keys=keys),
 ]
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [dict(type="LoadAnnotations")],
+            [dict(type="PackSegInputs", meta_keys=keys)],
+        ],
+    ),
+]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,10 +1,8 @@
 # Pascal VOC 2012, validation, 20 classes and background.
 # For another model: --cfg-options model.model=stabilityai/stable-diffusion-xl-base-1.0
 _base_ = ["_base_/training_free.py"]
-names = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog"]
-names = [*names, "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"]
 model = dict(
-    classes=names,
+    classes="PascalVOCDataset",
     background=["sky", "grass", "tree", "wall", "floor", "road", "water", "building"],
 )
 dataset = dict(

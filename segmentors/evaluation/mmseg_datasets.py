@@ -15,7 +15,14 @@ from .labelled import Dataset, Sample
 
 THINGS = 80
 """The first so many classes of COCO-Stuff are things."""
-WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
+WORDS = {
+    "diningtable": "dining table",
+    "playingfield": "playing field",
+    "pottedplant": "potted plant",
+    "tvmonitor": "tv monitor",
+    "waterdrops": "water drops",
+}
+"""Names that run words together, and these words."""
 IGNORE = 255
 
 
@@ -74,7 +81,7 @@ def open_mmseg(name: str, split: str, root: Path) -> Dataset:
             truth = torch.from_numpy(load(dict(info, seg_fields=[]))["gt_seg_map"]).long()
             yield Sample(read_image(info["img_path"]), _things(truth) if objects else truth)
 
-    names = tuple(_words(one) for one in found.metainfo["classes"])
+    names = tuple(in_words(one) for one in found.metainfo["classes"])
     classes = ("background", *names[:THINGS]) if objects else names
     return Dataset(name, split, classes, IGNORE, len(found), samples)
 
@@ -83,7 +90,8 @@ def _things(truth: torch.Tensor) -> torch.Tensor:
     return torch.where(truth < THINGS, truth + 1, torch.where(truth == IGNORE, IGNORE, 0))
 
 
-def _words(name: str) -> str:
-    """A class name as people write it: ``wall-brick`` is "wall brick", ``sky-other`` "sky"."""
-    words = [word for word in name.replace("-", " ").split() if word not in ("other", "stuff")]
-    return WORDS.get(name, " ".join(words))
+def in_words(name: str) -> str:
+    """A class name of a data set as people write it: ``wall-brick`` is "wall brick", ``sky-other`` "sky"."""
+    words = name.replace("-", " ").replace("_", " ").split()
+    telling = [word for word in words if word not in ("other", "stuff")]
+    return WORDS.get(name.strip(), " ".join(telling or words))

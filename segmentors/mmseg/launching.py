@@ -32,7 +32,7 @@ def read_config(args: argparse.Namespace) -> Config:
     """The config with what the command line changes.
 
     Raises:
-        SystemExit: there is no such file, or results cannot be written.
+        SystemExit: there is no such file.
     """
     if not args.config.is_file():
         raise SystemExit(f"there is no config {args.config}{_meant(args.config)}")
@@ -40,7 +40,6 @@ def read_config(args: argparse.Namespace) -> Config:
     config.merge_from_dict(args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = str(args.work_dir or config.get("work_dir") or Path("work_dirs") / args.config.stem)
-    _check_writable(Path(config.work_dir))
     return config
 
 
@@ -54,7 +53,11 @@ def begin(config: Config) -> Runner:
     """The runner of a config, with every process of a distributed run connected.
 
     mmengine begins distributed runs for GPUs only; on a CPU this connects the processes by gloo.
+
+    Raises:
+        SystemExit: results cannot be written.
     """
+    _check_writable(Path(config.work_dir))
     if config.launcher == "pytorch" and not torch.cuda.is_available():
         torch.distributed.init_process_group("gloo")
         wrapper = dict(

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from diffusion_features.suppression import FineGrainedPrompt
+from diffusion_features.suppression import CFG, FineGrainedPrompt
 
 from .techniques import TechniqueSets
 
@@ -68,6 +68,11 @@ def check(
         raise ValueError("learn_prompt learns one embedding for all images: it does not go with prompt_key")
     if learn_prompt and techniques.has(FineGrainedPrompt):
         raise ValueError("learn_prompt learns what the model is told: it does not go with FineGrainedPrompt")
+    if learn_prompt and techniques.has(CFG):
+        raise ValueError(
+            "learn_prompt gives every call of the model one embedding, the call without a prompt too: it does not go "
+            "with CFG, which strengthens the difference between the two and would do nothing; leave one of them out"
+        )
     if learns and cache is not None:
         raise ValueError("features of a model that learns change at every step: they cannot be cached")
     if learns and dtype not in (None, "float32"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from .background import Background
 from .edges import Edges
@@ -34,6 +35,13 @@ class Method:
     background: Background = "offset"
     threshold: float = 0.0
     as_released: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that is none of a field's."""
+        fields = {"heads": Heads, "layers": Layers, "rescale": Rescale, "edges": Edges, "background": Background}
+        for field, choices in fields.items():
+            if (value := getattr(self, field)) not in get_args(choices):
+                raise ValueError(f"{field} of a Method is {', '.join(get_args(choices))}, not {value!r}")
 
 
 PLAIN = Method(heads="average", layers="equal", rescale="none")

@@ -447,3 +447,9 @@ def test_projection_of_a_single_stream_block_of_flux2() -> None:
     layer = fx.pipe.transformer.single_transformer_blocks[1].attn.to_out
     assert layer.in_features > seen[0].shape[1] * seen[0].shape[3]
     check_first_columns(seen[0], output_projection(fx.denoiser, activation), layer.weight)
+
+
+@pytest.mark.parametrize("field", ["heads", "layers", "rescale", "edges", "background"])
+def test_a_choice_that_a_method_does_not_have(field: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{field} of a Method is .*, not 'best'$"):
+        Method(**{field: "best"})  # type: ignore[arg-type]

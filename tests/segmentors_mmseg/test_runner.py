@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner, load_checkpoint, save_checkpoint
 from mmseg.registry import MODELS
 from PIL import Image
 
@@ -145,6 +145,38 @@ def test_the_test_command_scores_draws_and_writes(trained, tmp_path):
     assert list((tmp_path / "tta").rglob("*.json"))
 
 
+def labels_of(out):
+    return {file.name: file.read_bytes() for file in out.glob("*.png")}
+
+
+def test_without_a_checkpoint_the_configs_own_weights_are_scored(trained, tmp_path):
+    path, checkpoint = trained
+    own, begun = Config.fromfile(path), Config.fromfile(path)
+    own.load_from = checkpoint
+    begun.model.init_cfg = dict(type="Pretrained", checkpoint=checkpoint)
+    runs = {"named": [path, checkpoint], "own": [written(own, tmp_path)], "begun": [written(begun, tmp_path / "b")]}
+    for name, arguments in runs.items():
+        scoring.main([*arguments, "--work-dir", str(tmp_path / f"{name}_run"), "--out", str(tmp_path / name)])
+    expected = labels_of(tmp_path / "named")
+    assert len(expected) == 2 and expected == labels_of(tmp_path / "own") == labels_of(tmp_path / "begun")
+
+
+def test_a_training_free_model_needs_no_checkpoint(scenes, tmp_path):
+    made = Config.fromfile(CONFIGS / "embedded_training_free.py")
+    made.test_dataloader.dataset.update(data_root=str(scenes), count=1, size=64)
+    scoring.main([written(made, tmp_path), "--work-dir", str(tmp_path / "run"), "--out", str(tmp_path / "labels")])
+    assert len(labels_of(tmp_path / "labels")) == 1
+
+
+def test_every_view_of_an_image_is_told_its_caption(scenes, tmp_path):
+    made = Config.fromfile(CONFIGS / "embedded_captions_upernet.py")
+    made.test_dataloader.dataset.update(data_root=str(scenes), count=1, size=64)
+    save_checkpoint(dict(state_dict=MODELS.build(made.model).state_dict()), str(tmp_path / "untrained.pth"))
+    arguments = ["--tta", "--work-dir", str(tmp_path / "run"), "--out", str(tmp_path / "labels")]
+    scoring.main([written(made, tmp_path), str(tmp_path / "untrained.pth"), *arguments])
+    assert len(labels_of(tmp_path / "labels")) == 1
+
+
 def test_what_compressed_features_cost_is_measured(trained, tmp_path, capsys):
     path, checkpoint = trained
     arguments = [path, checkpoint, "--work-dir", str(tmp_path), "--ways", "float16", "int8:1"]
@@ -221,6 +253,12 @@ def test_commands_say_what_is_wrong(sd15, scenes, tmp_path):
         training.main([path, "--work-dir", f"{path}/run"])
     with pytest.raises(SystemExit, match="there is no checkpoint"):
         scoring.main([path, str(tmp_path / "none.pth")])
+    parts = config(sd15, scenes, tmp_path / "run")
+    parts.model.init_cfg = dict(type="Pretrained", checkpoint="other.pth", prefix="backbone.")
+    for one in (path, written(parts, tmp_path / "parts")):
+        with pytest.raises(SystemExit, match=r"config\.py describes a model that must be trained.* set load_from"):
+            scoring.main([one, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
     other = config(sd15, scenes, tmp_path / "run")
     other.optim_wrapper.type = "DeepSpeedOptimWrapper"
     with pytest.raises(SystemExit, match="the config has DeepSpeedOptimWrapper"):

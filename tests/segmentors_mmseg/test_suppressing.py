@@ -12,6 +12,7 @@ from tests.suppression.models import control, save_lora
 
 IDS = ["up-level2-repeat1-vit-block0-cross-q", "up-level3-repeat0-vit-block0-self-k"]
 DENOISE = dict(type="Denoise", by=20, steps=2)
+GUIDED = [DENOISE, dict(type="CFG", scale=7.5)]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,8 @@ def test_weights_under_the_same_name_are_told_apart(sd15, tmp_path):
         (dict(amalgamate=dict(variants=[[DENOISE]])), ValueError, "there are 1. For one there is suppress"),
         (dict(amalgamate=dict(variants=[[], []], how="assined")), ValueError, "did you mean 'assigned'"),
         (dict(suppress=[dict(type="FineGrainedPrompt", text="sharp")], learn_prompt=True), ValueError, "does not go"),
+        (dict(suppress=GUIDED, learn_prompt=True), ValueError, "does not go with CFG, which .* would do nothing"),
+        (dict(amalgamate=dict(variants=[[], GUIDED]), learn_prompt=True), ValueError, "does not go with CFG"),
         (dict(suppress=[dict(type="ControlNet", model="a", condition=len)]), TypeError, "options of a config are"),
     ],
 )
