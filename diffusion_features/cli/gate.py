@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,12 +24,14 @@ Diffusion features drift from their image, because the model imagines what the n
 generation pull them back; which ones help depends on the model and the images. This measures it: each image is
 repainted from high noise by the model alone and with each technique, and the edges of features are compared with those
 of the clean image. The result is a ranked table with a recommendation; gate.json with all numbers; gate.html, a page
-with the table and the pictures that needs nothing beside it; and gate.png, the pictures alone.
+with the table and the pictures that needs nothing beside it; and gate.png, the pictures alone. gate.json is written
+after each image, and an image that cannot be read is named and left out.
 
 A technique is a word: canny, depth (with =CONTROLNET where none is known for the model), lora=FILE, image (an
 IP-Adapter, with =FILE where none is known), prompt=TEXT (with {prompt} for the prompt), caption=MODEL,
 denoise=TIMESTEPS, cfg=SCALE. ControlNets, LoRAs and IP-Adapters take a scale: lora=x@0.5.
-'canny + denoise' is one entry of the table: both at once.
+'canny + denoise' is one entry of the table: both at once. A text may have a + of its own, unless a technique's word
+is behind it: 'prompt=a cat + a dog + canny' is a prompt, and canny.
 """
 EXAMPLES = """\
   diffusion-features gate photo.jpg --technique canny 'prompt={prompt}, high quality' lora=style.safetensors@0.7
@@ -47,7 +50,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--prompt", default="", help="for all images (default: empty)")
     parser.add_argument("--t", type=int, default=50, help="timestep of the features (default: 50)")
-    parser.add_argument("--anchor-t", type=int, default=800, help="timestep of strong shift (default: 800)")
+    parser.add_argument("--anchor-t", type=int, default=800, help="timestep of strong shift, above --t (default: 800)")
     parser.add_argument("--strength", type=float, default=0.8, help="of repainting, up to 1 (default: 0.8)")
     parser.add_argument("--steps", type=int, default=20, help="of repainting (default: 20)")
     parser.add_argument("--guidance", type=float, default=1.0, help="of repainting (default: 1, which is none)")
@@ -60,30 +63,38 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from diffusion_features.images import as_tensor, fit_size, image_keys, read_image
+    from diffusion_features.cli.work import Report
+    from diffusion_features.images import ImageError, as_tensor, fit_size, image_keys, read_image
     from diffusion_features.suppression import gate
-    from diffusion_features.suppression.words import from_words
+    from diffusion_features.suppression.words import from_words, words_of
 
     if args.seeds < 1:
         raise ValueError("--seeds must be at least 1")
+    gate.check_anchor(args.t, args.anchor_t)  # said before the model is loaded
     keys = image_keys(args.inputs)
     fx = _whole(args)
-    sets: dict[str, Any] = {text: [from_words(word, fx) for word in text.split(" + ")] for text in args.technique}
+    sets: dict[str, Any] = {text: [from_words(word, fx) for word in words_of(text)] for text in args.technique}
     if args.together and len(sets) > 1:
         sets["together"] = [one for techniques in sets.values() for one in techniques]
-    found, pixels = [], []
-    for index, path in enumerate(keys.values()):
-        image = read_image(path)
-        size = args.size or fit_size(image.height, image.width, fx.multiple)
-        pixels.append(as_tensor(image, size=size, multiple=fx.multiple))
-        found += gate.trials(
-            fx, pixels[-1], sets, args.prompt, t=args.t, anchor_t=args.anchor_t, strength=args.strength,
-            steps=args.steps, guidance=args.guidance, seeds=range(args.seeds), index=index,
-        )  # fmt: skip
-    rows = gate.ranked(found)
-    _write(args, [*keys], found, rows, [p[0] for p in pixels])
-    _print(rows)
-    return 0
+    found: list[Trial] = []
+    pictures: dict[str, Tensor] = {}
+    with Report(len(keys)) as report:
+        for key, path in keys.items():
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                report.failure(error)
+                continue
+            size = args.size or fit_size(image.height, image.width, fx.multiple)
+            pixels = as_tensor(image, size=size, multiple=fx.multiple)
+            found += gate.trials(
+                fx, pixels, sets, args.prompt, t=args.t, anchor_t=args.anchor_t, strength=args.strength,
+                steps=args.steps, guidance=args.guidance, seeds=range(args.seeds), index=len(pictures),
+            )  # fmt: skip
+            pictures[key] = pixels[0]
+            _write_numbers(args, [*pictures], found)
+            report.done()
+    return _end(args, pictures, found, report.failed)
 
 
 def _whole(args: argparse.Namespace) -> FeatureExtractor:
@@ -101,31 +112,51 @@ def _whole(args: argparse.Namespace) -> FeatureExtractor:
     return FeatureExtractor(pipe, chosen, owned=True, model_id=args.model)
 
 
-def _write(
-    args: argparse.Namespace, keys: list[str], found: list[Trial], rows: list[Row], images: Sequence[Tensor]
-) -> None:
-    from diffusion_features.suppression.gate import as_json, picture
+def _settings(args: argparse.Namespace, keys: list[str]) -> dict[str, Any]:
+    names = ("model", "prompt", "t", "anchor_t", "strength", "steps", "guidance", "seeds", "size", "activations")
+    return {name: getattr(args, name) for name in names} | {"images": keys, "techniques": args.technique}
+
+
+def _write_numbers(args: argparse.Namespace, keys: list[str], found: Sequence[Trial]) -> None:
+    """gate.json of the images so far, so that a run that is interrupted leaves what it measured."""
+    from diffusion_features.suppression.gate import as_json, ranked
+
+    text = json.dumps(as_json(found, ranked(found), _settings(args, keys)), indent=1, allow_nan=False) + "\n"
+    _publish(args.output / "gate.json", lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _end(args: argparse.Namespace, pictures: dict[str, Tensor], found: Sequence[Trial], failed: int) -> int:
+    """The page, the pictures, the table, and the exit code."""
+    from diffusion_features.suppression.gate import picture, ranked
     from diffusion_features.suppression.page import page
 
-    names = ("model", "prompt", "t", "anchor_t", "strength", "steps", "guidance", "seeds", "size", "activations")
-    settings = {name: getattr(args, name) for name in names} | {"images": keys, "techniques": args.technique}
-    args.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(found, rows, settings), indent=1) + "\n"
-    report, sheet = page(found, rows, images, keys, settings), picture(found, images, keys)
-    _publish(args.output / "gate.json", lambda part: part.write_text(text, encoding="utf-8"))
-    _publish(args.output / "gate.html", lambda part: part.write_text(report, encoding="utf-8"))
-    _publish(args.output / "gate.png", lambda part: sheet.save(part, format="PNG"))
+    if not pictures:
+        print(f"None of the images could be read ({failed} in all): nothing was measured.", file=sys.stderr)
+        return 1
+    keys, images, rows = [*pictures], [*pictures.values()], ranked(found)
+    report, sheet = page(found, rows, images, keys, _settings(args, keys)), picture(found, images, keys)
+    for path in (
+        args.output / "gate.json",
+        _publish(args.output / "gate.html", lambda part: part.write_text(report, encoding="utf-8")),
+        _publish(args.output / "gate.png", lambda part: sheet.save(part, format="PNG")),
+    ):
+        print(path, file=sys.stderr)
+    _print(rows)
+    if failed:
+        print(f"{len(keys)} measured, {failed} could not be read", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _publish(path: Path, write: Callable[[Path], object]) -> None:
+def _publish(path: Path, write: Callable[[Path], object]) -> Path:
     """A file gets its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    print(path, file=sys.stderr)
+    return path
 
 
 def _print(rows: list[Row]) -> None:
@@ -135,7 +166,9 @@ def _print(rows: list[Row]) -> None:
     from diffusion_features.suppression.gate import RULE, Gain
 
     def shown(gain: Gain) -> str:
-        interval = "" if gain.low is None else f" ({gain.low:+.3f} to {gain.high:+.3f})"
+        if math.isnan(gain.mean):
+            return "undefined"
+        interval = "" if gain.low is None else f" ({gain.low:+.4f} to {gain.high:+.4f})"
         return f"{gain.mean:+.4f}{interval}"
 
     table = Table(box=None, pad_edge=False, header_style="bold")

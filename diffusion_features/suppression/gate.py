@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..extractor import FeatureExtractor
 from ..images import Picture, as_tensor
+from ..noising import check_t
 from .applying import loaded
 from .once import remembering
 from .repaint import repaint
@@ -30,13 +31,21 @@ from .sheet import Tile, sheet
 from .spec import Spec, as_techniques
 
 BASE = "none"
+LEVEL = 0.975
+"""Confidence of the interval of a gain. Two of them decide, so that both hold 0 of a technique that does nothing in at
+least 1 - 2 (1 - 0.975) = 95% of cases (Bonferroni)."""
+FEWEST = 3
+"""Units, images or the seeds of one, that an interval takes. Two differ by a single number, which is no spread."""
 RULE = (
     "gain: what a technique adds to the structural similarity of the repainted image with the image, and to the "
-    "Laplacian score, over the model alone with the same noise. use: the 95% interval of at least one gain lies above "
-    "0, and of none below. harmful: that of at least one gain lies below 0. no effect: otherwise. The intervals are "
-    "over images, or over seeds if there is one image, and then say something about this image alone."
+    "Laplacian score, over the model alone with the same noise. Each of the two has an interval of "
+    f"{LEVEL:.1%} (Student's t) over images, or over seeds if there is one image, and then says something about this "
+    "image alone. use: at least one interval lies above 0, and none below. harmful: at least one lies below 0. too few "
+    f"to tell: fewer than {FEWEST} images, or seeds of the one image, have both gains. no effect: otherwise; none was "
+    "found, but a small one may be there. A technique that does nothing is called use or harmful in about 5% of cases "
+    "at most."
 )
-Verdict = Literal["use", "no effect", "harmful"]
+Verdict = Literal["use", "no effect", "too few to tell", "harmful"]
 
 
 # ---- the Laplacian score --------------------------------------------------------------------------------------------
@@ -95,7 +104,7 @@ class Trial:
         feature_distance: of the two, by the denoiser's features f at t = 0: the mean over activations and cells of
             ``½ ‖f/‖f‖ - f'/‖f'‖‖²``, which is 1 - cosine. This is half of LPIPS (arXiv 1801.03924, eq. 1) with this
             denoiser in place of an image classifier, unit weights, and the mean over layers; from 0 to 2.
-        laplacian: Laplacian score of each activation.
+        laplacian: Laplacian score of each activation; NaN where it is undefined.
         repainted: the repainted image, (3, H, W) in [-1, 1].
     """
 
@@ -110,8 +119,28 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """Mean of the Laplacian scores over activations."""
-        return float(np.mean(list(self.laplacian.values())))
+        """Mean of the Laplacian scores over activations that have one; NaN if none has.
+
+        Those of a single cell have no edges, and so no score: the deepest ones of small images.
+        """
+        defined = [score for score in self.laplacian.values() if not math.isnan(score)]
+        return float(np.mean(defined)) if defined else math.nan
+
+
+def check_anchor(t: int, anchor_t: int) -> None:
+    """Refuse an anchor that has no more content shift than the features.
+
+    The shift grows with the timestep, from none at 0, where the reference of the Laplacian score is; its anchor is a
+    feature with strong shift (arXiv 2410.06719), and at 0 the score is a division by 0.
+
+    Raises:
+        ValueError: ``anchor_t`` is not above ``t``.
+    """
+    if anchor_t <= t:
+        raise ValueError(
+            f"anchor_t (--anchor-t) must be above t (--t), but is {anchor_t} where t is {t}: the anchor is a feature "
+            "with stronger content shift, which grows with the timestep"
+        )
 
 
 def trials(
@@ -134,14 +163,18 @@ def trials(
     Args:
         techniques: name → what to suppress content shift with.
         t: where features are taken.
-        anchor_t: where the anchor of the Laplacian score is, a timestep with strong content shift.
+        anchor_t: where the anchor of the Laplacian score is, a timestep with strong content shift, above ``t``.
         strength, steps, guidance: of ``repaint``.
         seeds: of the noise; the same for every technique.
         index: recorded as the number of the image.
 
     Raises:
-        ValueError: a technique is called ``BASE``; activations that are no spatial features; see also ``repaint``.
+        ValueError: ``t`` or ``anchor_t`` is no timestep of the model, or the anchor is not above; a technique is called
+            ``BASE``; activations that are no spatial features; see also ``repaint``.
     """
+    for timestep in (t, anchor_t):
+        check_t(timestep, fx.pipe.scheduler)
+    check_anchor(t, anchor_t)
     if BASE in techniques:
         raise ValueError(f"{BASE!r} is what the model alone is called; give the technique another name")
     if other := [a.id for a in fx.activations if a.kind != "spatial"]:
@@ -191,7 +224,12 @@ def _distance(features: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -
 
 @dataclass(frozen=True)
 class Gain:
-    """What a technique adds over the model alone: mean, and 95% interval; none of a single unit."""
+    """What a technique adds over the model alone.
+
+    Attributes:
+        mean: over units, images or the seeds of one; NaN where it is undefined for all of them.
+        low, high: its 97.5% interval (``LEVEL``); none of fewer than three units (``FEWEST``).
+    """
 
     mean: float
     low: float | None
@@ -217,49 +255,63 @@ class Row:
     verdict: Verdict
 
 
-def ranked(found: Sequence[Trial], draws: int = 2000) -> list[Row]:
+def ranked(found: Sequence[Trial]) -> list[Row]:
     """The techniques over all trials, the best first: by recommendation, then by the gain in structural similarity.
 
     Args:
         found: trials of several images, each with ``BASE`` among them and the same seeds.
-        draws: resamplings of the bootstrap, which is seeded.
     """
     names = list(dict.fromkeys(trial.technique for trial in found if trial.technique != BASE))
-    rows = [_row(name, found, draws) for name in names]
-    order: dict[Verdict, int] = {"use": 0, "no effect": 1, "harmful": 2}
-    return sorted(rows, key=lambda row: (order[row.verdict], -row.ssim.mean))
+    order: dict[Verdict, int] = {"use": 0, "no effect": 1, "too few to tell": 2, "harmful": 3}
+    return sorted((_row(name, found) for name in names), key=lambda row: (order[row.verdict], -row.ssim.mean))
 
 
-def _row(name: str, found: Sequence[Trial], draws: int) -> Row:
+def _row(name: str, found: Sequence[Trial]) -> Row:
     def gain(value: Callable[[Trial], float]) -> Gain:
         base = {(x.image, x.seed): value(x) for x in found if x.technique == BASE}
         gains = {(x.image, x.seed): value(x) - base[x.image, x.seed] for x in found if x.technique == name}
-        return bootstrap(gains, draws)
+        return interval(gains)
 
     ssim, laplacian = gain(lambda x: x.ssim), gain(lambda x: x.score)
-    signs = {ssim.sign, laplacian.sign}
-    verdict: Verdict = "harmful" if -1 in signs else "use" if 1 in signs else "no effect"
-    return Row(name, ssim, laplacian, gain(lambda x: -x.rmse), gain(lambda x: -x.feature_distance), verdict)
+    return Row(
+        name, ssim, laplacian, gain(lambda x: -x.rmse), gain(lambda x: -x.feature_distance), _verdict(ssim, laplacian)
+    )
 
 
-def bootstrap(gains: Mapping[tuple[int, int], float], draws: int = 2000) -> Gain:
-    """Mean of gains and its 95% percentile interval under resampling of the images, or of the seeds of a single one.
+def _verdict(*gains: Gain) -> Verdict:
+    """What ``RULE`` says."""
+    signs = {gain.sign for gain in gains}
+    if -1 in signs:
+        return "harmful"
+    if any(gain.low is None for gain in gains):
+        return "too few to tell"
+    return "use" if 1 in signs else "no effect"
+
+
+def interval(gains: Mapping[tuple[int, int], float]) -> Gain:
+    """Mean of gains, and its interval by Student's t over images, or over the seeds of a single one.
+
+    It holds the true mean with probability ``LEVEL`` where the units are normal, however few there are. (Percentiles of
+    a bootstrap do not: of four units their 95% interval misses it in every fifth case.)
 
     Args:
         gains: (image, seed) → gain; the seeds of an image are averaged first, because they are not independent of it.
+            Units without a finite gain are left out.
     """
     images = sorted({image for image, _ in gains})
     if len(images) > 1:
-        units = [float(np.mean([gain for (i, _), gain in gains.items() if i == image])) for image in images]
+        every = [float(np.mean([gain for (i, _), gain in gains.items() if i == image])) for image in images]
     else:
-        units = list(gains.values())
-    mean = float(np.mean(units))
-    if len(units) < 2:
+        every = list(gains.values())
+    units = [unit for unit in every if math.isfinite(unit)]
+    mean, count = (float(np.mean(units)) if units else math.nan), len(units)
+    if count < FEWEST:
         return Gain(mean, None, None)
-    from scipy import stats  # type: ignore[import-untyped]  # slow to import
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow to import
 
-    low, high = stats.bootstrap((units,), np.mean, n_resamples=draws, method="percentile", rng=0).confidence_interval
-    return Gain(mean, float(low), float(high))
+    # mean ± t s / √n, with s² = Σ(x - mean)² / (n - 1) and t the quantile (1 + LEVEL) / 2 of n - 1 degrees of freedom
+    reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * float(np.std(units, ddof=1)) / math.sqrt(count)
+    return Gain(mean, mean - reach, mean + reach)
 
 
 @dataclass(frozen=True)
@@ -291,13 +343,25 @@ def _spread(found: Sequence[Trial], what: str) -> Spread:
 
 
 def as_json(found: Sequence[Trial], rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything but the pictures: the settings, the rule, the table, and each trial."""
+    """Everything but the pictures: the settings, the rule, the table, and each trial.
+
+    What is undefined (NaN) or infinite is ``None``, because JSON has no such numbers.
+    """
     plain = [{k: v for k, v in vars(x).items() if k != "repainted"} | {"laplacian_mean": x.score} for x in found]
-    return {
+    whole = {
         "settings": dict(settings), "rule": RULE, "techniques": [asdict(row) for row in rows],
         "distances": {name: {k: asdict(v) for k, v in one.items()} for name, one in distances(found).items()},
         "trials": plain,
     }  # fmt: skip
+    return {key: _finite(value) for key, value in whole.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def picture(found: Sequence[Trial], images: Sequence[Tensor], names: Sequence[str], width: int = 192) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .gate import BASE, RULE, Gain, Row, Spread, Trial, as_picture, distances
+from .gate import BASE, LEVEL, RULE, Gain, Row, Spread, Trial, as_picture, distances
 
 WIDTH = 256
 """Pixels of a picture at most: a page may have hundreds."""
@@ -112,15 +113,18 @@ def _gains(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     head = ["technique", "recommendation", *(f"{name} gain" for name in GAINS.values())]
-    return _table("Gains over the model alone, with 95% intervals; more is better in every column", head, cells)
+    caption = f"Gains over the model alone, with {LEVEL:.1%} intervals; more is better in every column"
+    return _table(caption, head, cells)
 
 
 def _reach(gain: Gain) -> float:
-    return max(abs(x) for x in (gain.mean, gain.low, gain.high) if x is not None)
+    return max((abs(x) for x in (gain.mean, gain.low, gain.high) if x is not None and math.isfinite(x)), default=0.0)
 
 
 def _gain(gain: Gain, reach: float) -> str:
     """The mean, its interval in words, and both as a small picture from -reach to +reach."""
+    if math.isnan(gain.mean):
+        return "undefined"
     if gain.low is None or gain.high is None:
         return f"{gain.mean:+.4f}<small>no interval</small>"
 

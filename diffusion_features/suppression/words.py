@@ -73,6 +73,21 @@ def from_words(text: str, fx: Any) -> Technique:
     return ControlNet(value, word, scale) if value else known_control(fx, word, scale)
 
 
+def words_of(text: str) -> list[str]:
+    """The words of ``word + word + ...``, each for ``from_words``.
+
+    A value may have " + " in it, so after one only a technique that is known begins a new word:
+    ``prompt=a cat + a dog + canny`` is the text "a cat + a dog", and ``canny``.
+    """
+    words: list[str] = []
+    for piece in text.split(" + "):
+        if words and "=" in words[-1] and _split(piece)[0] not in WORDS:
+            words[-1] += f" + {piece}"
+        else:
+            words.append(piece)
+    return words
+
+
 def _split(text: str) -> tuple[str, str, float]:
     """Word, value and scale, which is 1 if there is none, of what ``from_words`` is given."""
     word, equals, value = text.partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 from diffusion_features import FeatureExtractor, embedded
 from diffusion_features.images import as_tensor
 from diffusion_features.suppression import CFG, ControlNet, Denoise, FineGrainedPrompt, LoRA, Technique
-from diffusion_features.suppression.gate import BASE, Gain, Row, Trial, ranked, trials
+from diffusion_features.suppression.gate import BASE, FEWEST, Gain, Row, Trial, ranked, trials
 from diffusion_features.suppression.technique import Call
 from diffusion_features.suppression.words import known_control
 
@@ -30,6 +31,8 @@ Make = Callable[[str], list[Technique]]
 FINER, DENOISE, GUIDED, EDGES = "finer prompt", "denoise", "guidance and denoise", "edges (ControlNet)"
 WORDS = "high quality, sharp"
 TILE = 256
+ANCHOR = 800
+"""Timestep with strong content shift; features are taken below it."""
 
 
 class Shift(NamedTuple):
@@ -130,7 +133,7 @@ def test(
     found: list[Trial] = []
     for seed in range(look.seed, look.seed + draws):
         step(min(1.0, done / calls), "The model alone")
-        found += trials(fx, pixels, sets, look.prompt, t=look.t, seeds=[seed])
+        found += trials(fx, pixels, sets, look.prompt, t=look.t, anchor_t=ANCHOR, seeds=[seed])
     rows = ranked(found)
     return Shift(_pictures(picture, found, look.seed), list(map(_row, rows)), _said(rows, draws))
 
@@ -157,14 +160,16 @@ def _row(row: Row) -> list[str]:
 
 
 def _gain(gain: Gain) -> str:
-    interval = "" if gain.low is None else f" ({gain.low:+.3f} to {gain.high:+.3f})"
+    if math.isnan(gain.mean):
+        return "undefined"
+    interval = "" if gain.low is None else f" ({gain.low:+.4f} to {gain.high:+.4f})"
     return f"{gain.mean:+.4f}{interval}"
 
 
 def _said(rows: Sequence[Row], draws: int) -> str:
     good = [row.technique for row in rows if row.verdict == "use"]
-    if draws < 2:
-        return "One draw of noise says nothing about another: take at least two for a recommendation."
+    if draws < FEWEST:
+        return "Fewer than three draws of noise are too few to tell: take at least three for a recommendation."
     if not good:
         return "**None of these helps on this picture.** What is harmful makes the shift worse."
     return f"**For this picture, use {' or '.join(good)}.** The best stands first."

@@ -169,7 +169,7 @@ def numbers(words: str) -> list[int]:
 def test_content_shift_is_tested(page: Any, file: Path) -> None:
     tab(page, "Content shift")
     put(page, "#tested", file)
-    page.get_by_label("Draws of noise").fill("2")
+    page.get_by_label("Draws of noise").fill("3")
     page.locator("#gate").click()
     step = page.locator(".progress-level-inner").get_by_text("Finer prompt").first  # the steps have names
     step.wait_for(timeout=5 * PATIENCE)

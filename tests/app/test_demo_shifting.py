@@ -74,7 +74,7 @@ def test_the_table_is_that_of_the_package(loaded: Loaded, folder: str, picture: 
 
 def test_what_is_said_follows_from_the_table(loaded: Loaded, picture: Image.Image) -> None:
     found = shifting.test(loaded, picture, LOOK, [DENOISE], "", 1)
-    assert "at least two" in found.said and found.table[0][1] == "no effect" and "(" not in found.table[0][2]
+    assert "at least three" in found.said and found.table[0][1] == "too few to tell" and "(" not in found.table[0][2]
 
 
 def test_only_what_is_at_hand_is_offered(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,11 +51,11 @@ def made(seeds: int = 2) -> tuple[str, list[Trial], list[torch.Tensor]]:
     found = [
         Trial(name, image, seed, 0.1, 0.5 + 0.01 * seed + 0.2 * n + 0.02 * image * n, 0.2, {"a": 0.3 * n},
               picture(7 * image + n))
-        for image in range(2) for seed in range(seeds) for n, name in enumerate(names)
+        for image in range(3) for seed in range(seeds) for n, name in enumerate(names)
     ]  # fmt: skip
-    images = [picture(100), picture(101, 600, 300)]
+    images = [picture(100), picture(101, 600, 300), picture(102)]
     settings = {"model": "embedded", "t": 50, "images": ["a", "b"]}
-    return page(found, ranked(found), images, ["one <1>.png", 'two ".png'], settings), found, images
+    return page(found, ranked(found), images, ["one <1>.png", 'two ".png', "three.png"], settings), found, images
 
 
 def test_it_has_the_table_the_distances_the_pictures_and_the_settings() -> None:
@@ -64,15 +64,16 @@ def test_it_has_the_table_the_distances_the_pictures_and_the_settings() -> None:
     for words in (
         "prompt=<b>&{prompt}",
         "use",
-        "+0.2100",
-        "+0.2000 to +0.2200",
+        "+0.2200",
+        "+0.1483 to +0.2917",  # 0.02 / √3 times 6.2053, which tables have for 97.5% and 2 degrees of freedom
+        "97.5% intervals",
         "0.5050 ± 0.0071",
         "one <1>.png",
         "a, b",
     ):
         assert words in reader.text, words
     shown = [attrs for tag, attrs in reader.tags if tag == "img"]
-    assert len(shown) == 2 * 3
+    assert len(shown) == 3 * 3
     sources = [str(attrs["src"]).removeprefix("data:image/png;base64,") for attrs in shown]
     pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
     for drawn, expected in ((pictures[0], images[0]), (pictures[2], found[1].repainted)):
@@ -94,7 +95,7 @@ def test_it_can_be_read_without_seeing_it() -> None:
     assert ("html", {"lang": "en"}) in reader.tags
     assert all(attrs["alt"] for tag, attrs in reader.tags if tag == "img")
     assert all(attrs.get("scope") in ("col", "row") for tag, attrs in reader.tags if tag == "th")
-    assert [tag for tag, _ in reader.tags if tag in ("h1", "h2", "h3")] == ["h1", "h2", "h2", "h2", "h3", "h3", "h2"]
+    assert [tag for tag, _ in reader.tags if tag in ("h1", "h2", "h3")] == ["h1", "h2", "h2", "h2", *["h3"] * 3, "h2"]
     assert sum(tag == "caption" for tag, _ in reader.tags) == sum(tag == "table" for tag, _ in reader.tags) == 2
     assert all(attrs.get("aria-hidden") == "true" for tag, attrs in reader.tags if tag == "svg")
 

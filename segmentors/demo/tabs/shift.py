@@ -7,14 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from diffusion_features.suppression.gate import RULE
+from diffusion_features.suppression.gate import LEVEL, RULE
 
 from .. import uploads
 from ..boundary import brings_into_view, run_and_cancel, timed, upload
 from ..files import Titled
 from ..looking import Look
 from ..shared import LOOKS_UP, RUNS, Shared
-from ..shifting import DENOISE, FINER, GUIDED, WORDS, offered, test
+from ..shifting import ANCHOR, DENOISE, FINER, GUIDED, WORDS, offered, test
 
 ABOUT = """\
 A model that looks at a noisy picture imagines what the noise destroyed, and its features drift from the picture.
@@ -22,7 +22,7 @@ Techniques made for generation can hold them. The test repaints the picture from
 and compares the edges of features; the table says which are worth using.
 """
 FIRST = [FINER, DENOISE, GUIDED]
-T, DRAWS, MOST_DRAWS, SEEDS = 50, 2, 8, 2**31 - 1
+T, DRAWS, MOST_DRAWS, SEEDS = 50, 4, 8, 2**31 - 1
 
 
 def build(shared: Shared) -> None:
@@ -39,8 +39,8 @@ def build(shared: Shared) -> None:
             )  # fmt: skip
             table = gr.Dataframe(
                 headers=["technique", "recommendation", "gain in SSIM", "gain in Laplacian score"],
-                label="Gain over the model alone, with its 95% interval", interactive=False, wrap=True, elem_id="gains",
-                column_widths=["19%", "19%", "31%", "31%"],
+                label=f"Gain over the model alone, with its {LEVEL:.1%} interval", interactive=False, wrap=True,
+                elem_id="gains", column_widths=["19%", "19%", "31%", "31%"],
             )  # fmt: skip
             with gr.Accordion("What the words mean", open=False):
                 gr.Markdown(f"{RULE[0].upper()}{RULE[1:]}", elem_classes="hint")
@@ -64,7 +64,7 @@ def _inputs(shared: Shared) -> list[Any]:
         WORDS, label="Words of the finer prompt", info="Written behind the prompt.", max_length=shared.limits.text
     )
     with gr.Row():
-        t = gr.Number(T, label="Timestep", precision=0, minimum=0, maximum=999)
+        t = gr.Number(T, label="Timestep", precision=0, minimum=0, maximum=ANCHOR - 1)
         draws = gr.Number(DRAWS, label="Draws of noise", precision=0, minimum=1, maximum=MOST_DRAWS)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
 
@@ -100,8 +100,8 @@ def _run(shared: Shared) -> Callable[..., Any]:
             techniques: "finer prompt", "denoise", "guidance and denoise", and what else the model has at hand: those
                 that the page lists. None takes these three.
             words: of the finer prompt, written behind the prompt.
-            t: timestep of the features, 0 to 999.
-            draws: of noise, 1 to 8; a recommendation takes two.
+            t: timestep of the features, 0 to 799.
+            draws: of noise, 1 to 8; a recommendation takes three.
             seed: of the first draw.
 
         Returns:
@@ -112,7 +112,7 @@ def _run(shared: Shared) -> Callable[..., Any]:
         step(0.0, "Reading the picture")
         image = shared.picture(picture)
         look = Look(
-            uploads.text(prompt, "prompt", limits), uploads.whole(t, "timestep", 0, 999),
+            uploads.text(prompt, "prompt", limits), uploads.whole(t, "timestep", 0, ANCHOR - 1),
             uploads.whole(seed, "seed", 0, SEEDS),
         )  # fmt: skip
         count = uploads.whole(draws, "number of draws", 1, MOST_DRAWS)
