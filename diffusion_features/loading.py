@@ -184,11 +184,11 @@ def _download(repo: str, revision: str | None, variant: str | None, local_files_
     """Brings the needed files of a hub repository into the cache; returns their folder."""
     offline = local_files_only or constants.HF_HUB_OFFLINE
     pinned: str | None = revision
-    with _plain_hub_errors(repo, revision, offline):
+    with plain_hub_errors(repo, revision, offline):
         # Every later request names this commit: the repository may move on between two of them.
         pinned = resolve_revision(repo, revision=revision, local_files_only=offline)
         index = hf_hub_download(repo, INDEX, revision=pinned, local_files_only=offline)
-        unneeded = _left_out(_pipeline_class(Path(index).parent, repo))
+        unneeded = left_out(pipeline_class_of(Path(index).parent, repo))
         try:
             return Path(
                 DiffusionPipeline.download(
@@ -227,22 +227,22 @@ class _Options(NamedTuple):
 
     def variant_of(self, part: Path) -> str | None:
         """The variant of a component: a pipeline may have it of some components only."""
-        offered = self.variant is not None and any(_variant(path.name) == self.variant for path in part.iterdir())
+        offered = self.variant is not None and any(variant_of(path.name) == self.variant for path in part.iterdir())
         return self.variant if offered else None
 
 
 def _from_folder(folder: Path, options: _Options, parts: dict[str, Any]) -> DiffusionPipeline:
     """Loads a folder in diffusers format, but for the parts that are there already."""
-    pipeline_class = _pipeline_class(folder, str(folder))
+    pipeline_class = pipeline_class_of(folder, str(folder))
     with _plain_folder_errors(folder, options.variant):
-        return pipeline_class.from_pretrained(folder, **options.of_pipeline(), **_left_out(pipeline_class), **parts)
+        return pipeline_class.from_pretrained(folder, **options.of_pipeline(), **left_out(pipeline_class), **parts)
 
 
 def _parts(
     folder: Path, name: str, activations: Spec, options: _Options, device: torch.device
 ) -> dict[str, torch.nn.Module]:
     """Those components of a folder that are loaded only in part: a transformer, and the VAE."""
-    _pipeline_class(folder, str(folder))  # says what is wrong with the folder, if anything is
+    pipeline_class_of(folder, str(folder))  # says what is wrong with the folder, if anything is
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     classes = {
         part: getattr(diffusers, index[part][1])
@@ -279,7 +279,7 @@ def _tensors(
     parts: dict[str, dict[str, int]] = {}
     for part in (part for part in index if part not in NOT_NEEDED and (folder / part).is_dir()):
         variant = options.variant_of(folder / part)
-        files = [path for path in (folder / part).glob("*.safetensors") if _variant(path.name) == variant]
+        files = [path for path in (folder / part).glob("*.safetensors") if variant_of(path.name) == variant]
         left_out = tuple(f"{path}." for path in without.get(part, ()))
         sizes = sizes_of(files, options.dtype, device)
         sizes = {name: n for name, n in sizes.items() if not name.startswith(left_out)}
@@ -314,7 +314,7 @@ def _from_file(path: Path, dtype: torch.dtype, local_files_only: bool) -> Diffus
     repo = _configuration_of(path)
     offline = local_files_only or constants.HF_HUB_OFFLINE
     try:
-        with _plain_hub_errors(repo, None, offline):
+        with plain_hub_errors(repo, None, offline):
             folder = Path(
                 snapshot_download(
                     repo,
@@ -325,11 +325,11 @@ def _from_file(path: Path, dtype: torch.dtype, local_files_only: bool) -> Diffus
             )
     except LoadError as error:
         raise LoadError(f"The settings that go with {path} come from the hub repository {repo}. {error}") from error
-    pipeline_class = _pipeline_class(folder, str(path))
+    pipeline_class = pipeline_class_of(folder, str(path))
     try:
         with _no_component_bars():
             return pipeline_class.from_single_file(
-                str(path), config=str(folder), dtype=dtype, **_left_out(pipeline_class)
+                str(path), config=str(folder), dtype=dtype, **left_out(pipeline_class)
             )
     except Exception as error:  # diffusers raises its own, bare Exception subclass for incomplete checkpoints
         raise LoadError(f"{path} does not fit {pipeline_class.__name__}: {error}") from error
@@ -352,7 +352,7 @@ def _configuration_of(path: Path) -> str:
     return MOVED.get(repo, repo)
 
 
-def _pipeline_class(folder: Path, name: str) -> type[DiffusionPipeline]:
+def pipeline_class_of(folder: Path, name: str) -> type[DiffusionPipeline]:
     """The class that ``model_index.json`` names, if it is a text-to-image pipeline of diffusers."""
     index = folder / INDEX
     if not folder.is_dir():
@@ -389,7 +389,7 @@ def _is_text_to_image(pipeline_class: Any) -> bool:
     return pipeline_class in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()
 
 
-def _left_out(pipeline_class: type[DiffusionPipeline]) -> dict[str, Any]:
+def left_out(pipeline_class: type[DiffusionPipeline]) -> dict[str, Any]:
     """Arguments that keep unneeded parts from being downloaded and loaded, of those the pipeline class takes."""
     taken = inspect.signature(pipeline_class.__init__).parameters
     unneeded: dict[str, Any] = {name: None for name in NOT_NEEDED if name in taken}
@@ -404,7 +404,7 @@ def _weights(files: Iterable[str], suffixes: tuple[str, ...] = (".safetensors",)
     return [file for file in in_components if file.endswith(suffixes)]
 
 
-def _variant(file: str) -> str | None:
+def variant_of(file: str) -> str | None:
     """The variant in the name of a weights file, such as ``fp16``."""
     match = re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", file)
     return match[1] if match else None
@@ -413,7 +413,7 @@ def _variant(file: str) -> str | None:
 def _what_is_missing(name: str, files: Sequence[str], variant: str | None) -> str | None:
     """Why weights could not be chosen among a pipeline's files, told by their names; None if they could."""
     weights = _weights(files)
-    found = [_variant(file) for file in weights]
+    found = [variant_of(file) for file in weights]
     variants = sorted({name for name in found if name})
     if not weights and _weights(files, PICKLES):
         return (
@@ -429,7 +429,7 @@ def _what_is_missing(name: str, files: Sequence[str], variant: str | None) -> st
 
 
 @contextmanager
-def _plain_hub_errors(repo: str, revision: str | None, offline: bool) -> Iterator[None]:
+def plain_hub_errors(repo: str, revision: str | None, offline: bool) -> Iterator[None]:
     """Turns what the hub's client raises into a `LoadError` with a plain sentence."""
     try:
         yield

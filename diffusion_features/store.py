@@ -31,6 +31,10 @@ FORMAT = "diffusion-features store 1"
 HEADER = "diffusion_features"
 SUFFIX = ".safetensors"
 PARTIAL = ".part"
+LONGEST = 128
+"""Bytes of a file name that is made longer while the file is written; 255 is what most file systems take."""
+WEIGHTS = "weights"
+"""The setting that tells two states of one model's weights apart."""
 PACKAGES = ("diffusion-features", "torch", "diffusers", "transformers", "safetensors")
 
 
@@ -55,6 +59,7 @@ class Store:
         self.settings = settings
         self.versions = versions
         self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self._replaced: list[str] | None = None  # keys of features that the first new file replaces
         self._records = dict(self._scan())
 
     @classmethod
@@ -63,12 +68,14 @@ class Store:
 
         Args:
             folder: made if it does not exist. Files in it that no store wrote are left alone.
-            settings: everything the features depend on besides the image, as JSON values.
-            overwrite: first throw away everything the folder's store holds, whatever its settings.
+            settings: everything the features depend on besides the image, as JSON values; ``WEIGHTS`` among them says
+                which weights the model has.
+            overwrite: throw away everything the folder's store holds, whatever its settings, as soon as the first new
+                features are on the disk; until then they stay.
 
         Raises:
             StoreError: the folder holds features of other settings (all that differ are listed), or a
-                ``manifest.json`` of something else.
+                ``manifest.json`` of something else. A store without features is of no settings.
             OSError: the folder cannot be written.
         """
         folder = Path(folder)
@@ -77,23 +84,21 @@ class Store:
             raise NotADirectoryError(f"{folder} is a file, not a folder")
         folder.mkdir(parents=True, exist_ok=True)
         old = cls.open(folder) if (folder / MANIFEST).exists() else None
-        if old is not None and old.settings != wanted and not overwrite:
+        resumed = old if old is not None and len(old) and not overwrite else None
+        if resumed is not None and resumed.settings != wanted:
             raise StoreError(
-                f"{folder} holds features made with other settings: {_differences(old.settings, wanted)}; "
+                f"{folder} holds features made with other settings: {_differences(resumed.settings, wanted)}; "
                 "choose another folder, or pass --overwrite (overwrite=True) to replace them"
             )
         for left_over in [path for written in (SUFFIX, MANIFEST) for path in folder.rglob(f".*{written}.*{PARTIAL}")]:
             left_over.unlink()
-        versions = old.versions if old is not None and not overwrite else []
+        versions = resumed.versions if resumed else []
         if (current := _versions()) not in versions[-1:]:
             versions = [*versions, current]
-        # The new manifest goes first: from then on files of other settings count for nothing, even after a kill.
         store = cls(folder, wanted, versions)
+        if old is not None and len(old) and overwrite:
+            store._replaced, store._records = [*old], {}
         store.flush()
-        if old is not None and overwrite:
-            for key in old:
-                (folder / _file_name(key)).unlink()
-            store = cls(folder, wanted, versions)
         return store
 
     @classmethod
@@ -132,7 +137,8 @@ class Store:
 
         Raises:
             ValueError: the key leads out of the folder.
-            OSError: the disk is full or not writable.
+            OSError: the disk is full or not writable, or (``errno.ENAMETOOLONG``) the key is longer than its file
+                system takes.
         """
         path = self.folder / _file_name(key)
         record = {**meta, "file": _file_name(key), "order": list(features)}
@@ -150,6 +156,7 @@ class Store:
         finally:
             partial.unlink(missing_ok=True)
         self._records[key] = json.loads(header)["record"]
+        self._replace()
 
     def read(self, key: str, ids: list[str] | None = None) -> dict[str, torch.Tensor]:
         """An image's features on the CPU, in the order they were written in; only ``ids`` where given.
@@ -171,6 +178,8 @@ class Store:
 
     def flush(self) -> None:
         """Bring the manifest up to date. Only its list of images can lag behind, and ``open`` does not rely on it."""
+        if self._replaced is not None:  # nothing of this store is there: the manifest is of what will be replaced
+            return
         manifest = {
             "format": FORMAT,
             "settings": self.settings,
@@ -203,6 +212,16 @@ class Store:
         if error is not None:  # which may have come between a file's getting its name and our noting it
             self._records = dict(self._scan())
         self.flush()
+
+    def _replace(self) -> None:
+        """Throw away what this store was made to overwrite, now that it has features of its own."""
+        if self._replaced is None:
+            return
+        old, self._replaced = self._replaced, None
+        self.flush()  # first, so that files of other settings count for nothing from here on, even after a kill
+        for key in old:
+            if key not in self._records:
+                (self.folder / _file_name(key)).unlink(missing_ok=True)
 
     def _scan(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Key and record of every whole file of these settings in the folder."""
@@ -240,8 +259,14 @@ def _file_name(key: str) -> str:
 
 
 def _partial(path: Path) -> Path:
-    """Where a file is written before it has its name: hidden, in the same folder, apart for each process."""
-    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    """Where a file is written before it has its name: hidden, in the same folder, apart for each process.
+
+    A long name gives way to its digest, because one that just fits the file system does not if anything is added.
+    """
+    name, encoded = path.name, os.fsencode(path.name)
+    if len(encoded) > LONGEST:
+        name = hashlib.sha256(encoded).hexdigest()[:32] + path.suffix
+    return path.with_name(f".{name}.{os.getpid()}{PARTIAL}")
 
 
 def _publish(partial: Path, path: Path) -> None:
@@ -276,6 +301,12 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     for name in [*old, *(name for name in new if name not in old)]:
         before, after = old.get(name), new.get(name)
         if before == after:
+            continue
+        if name == WEIGHTS:
+            parts.append(
+                f"{name}: those of the model are not those that the features were made with "
+                f"({_shown(before)} there, {_shown(after)} now)"
+            )
             continue
         if isinstance(before, dict) and isinstance(after, dict):
             parts.append(f"{name}: {_dict_difference(before, after)}")

@@ -28,9 +28,24 @@ def outline(denoiser_class: Any, folder: Path) -> nn.Module | None:
     Args:
         folder: holds the ``config.json`` of the denoiser.
     """
-    with torch.device("meta"):
-        whole = denoiser_class.from_config(denoiser_class.load_config(folder))
+    whole = on_meta(denoiser_class, folder)
     return whole if blocks_of(whole) else None
+
+
+def on_meta(model_class: Any, folder: Path) -> nn.Module:
+    """A model as its configuration has it, on the meta device: with the shapes of its weights, and none of them.
+
+    Args:
+        folder: holds its ``config.json``.
+
+    Raises:
+        OSError: that is missing or damaged.
+    """
+    if not (folder / "config.json").is_file():  # diffusers would take the path for a hub id, and ask there
+        raise FileNotFoundError(f"{folder} has no config.json: the folder of the model is not whole; fetch it anew")
+    with torch.device("meta"):
+        model: nn.Module = model_class.from_config(model_class.load_config(folder))
+    return model
 
 
 def blocks_of(denoiser: nn.Module) -> list[str]:

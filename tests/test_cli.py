@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from diffusion_features import FeatureExtractor
+from diffusion_features import FeatureExtractor, embedded
 from diffusion_features.cli import main
+from diffusion_features.cli.extract import _digest
 from diffusion_features.cli.options import size
 from diffusion_features.store import Store
 from tests.tiny import save_sd15
+from tests.tiny_dits import build
 
 IDS = ["mid-vit-out", "up-level2-repeat1-vit-block0-cross-q", "mid-vit-block0-cross-k"]
 CHOICE = [argument for id in IDS for argument in ("--activations", id)]
@@ -134,6 +138,28 @@ def test_prompt_files(model: Path, photos: Path, tmp_path: Path, capsys: pytest.
         assert words in capsys.readouterr().err
 
 
+def test_lines_go_by_the_names_in_string_order(model: Path, photos: Path, tmp_path: Path) -> None:
+    """Not by the order of the arguments, nor by that of paths, in which more/dog.png stands before more-cats.png."""
+    make_photo(photos / "more-cats.png", 64, 64, 3)
+    (tmp_path / "lines.txt").write_text("a cat\nthe cat\ncats\na dog\n")
+    expected = {"cat.jpg": "a cat", "cat.png": "the cat", "more-cats.png": "cats", "more/dog.png": "a dog"}
+    given = ["--prompt-file", tmp_path / "lines.txt"]
+    assert extract(model, photos, "-o", tmp_path / "folder", *given) == 0
+    store = Store.open(tmp_path / "folder")
+    assert {key: store.record(key)["prompt"] for key in store} == expected
+    (tmp_path / "lines.txt").write_text("a cat\nthe cat\n")
+    two = [photos / "cat.png", photos / "cat.jpg"]
+    assert extract(model, *two, "-o", tmp_path / "files", *given) == 0
+    store = Store.open(tmp_path / "files")
+    assert {key: store.record(key)["prompt"] for key in store} == {"cat.jpg": "a cat", "cat.png": "the cat"}
+
+    shared = ["--model", str(model), "--activations", "mid-vit-block0-cross-map"]
+    drawn = ["visualize", *map(str, two), "-o", str(tmp_path / "lines"), *shared, *map(str, given)]
+    assert main(drawn) == 0
+    assert main(["visualize", str(two[1]), "-o", str(tmp_path / "a cat.png"), *shared, "--prompt", "a cat"]) == 0
+    assert (tmp_path / "lines" / "cat.jpg.png").read_bytes() == (tmp_path / "a cat.png").read_bytes()
+
+
 def test_what_is_there_is_not_done_again(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +189,90 @@ def test_other_settings_are_refused_unless_told(
     assert list(Store.open(out)) == ["cat.jpg"] and Store.open(out).settings["t"] == [100]
 
 
+@pytest.mark.parametrize("wrong", [["--t", "5000"], ["--t", "50", "--t", "1000"], ["--prompt-file", "{long}"]])
+def test_a_wrong_setting_costs_no_features(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    model = tmp_path / "model"
+    build("pixart_sigma").save_pretrained(model)  # reads 300 tokens of a prompt
+    long = tmp_path / "long.json"
+    long.write_text(json.dumps(["a cat", "a cat " * 200, "a dog"]))
+    command = ["extract", str(photos), "--model", str(model), "--activations", "vit-block0-out", "-o"]
+    given = [text.format(long=long) for text in wrong]
+    assert main([*command, str(tmp_path / "new"), *given]) == 2
+    assert not (tmp_path / "new").exists()
+    assert main([*command, str(tmp_path / "kept")]) == 0
+    before = contents(tmp_path / "kept")
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "kept"), "--overwrite", *given]) == 2
+    assert contents(tmp_path / "kept") == before
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_overwriting_with_unreadable_images_keeps_what_is_there(model: Path, photos: Path, tmp_path: Path) -> None:
+    assert extract(model, photos, "-o", tmp_path / "out") == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "broken.png").write_text("not a picture")
+    assert extract(model, tmp_path / "broken.png", "-o", tmp_path / "out", "--t", 100, "--overwrite") == 1
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_without_features_takes_other_settings(model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("not a picture")
+    assert extract(model, tmp_path / "broken.png", "-o", tmp_path / "out", "--t", 5) == 1
+    assert extract(model, photos, "-o", tmp_path / "out") == 0
+    assert len(Store.open(tmp_path / "out")) == 3 and Store.open(tmp_path / "out").settings["t"] == [50]
+
+
+def test_features_of_changed_weights_are_not_mixed(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model, mine)
+    assert extract(mine, photos / "cat.jpg", "-o", out) == 0
+    for name in ("README.md", "unet/config.json.orig", "unet/diffusion_pytorch_model.fp16.safetensors"):
+        (mine / name).write_text("nothing that is loaded")
+    assert extract(mine, photos, "-o", out) == 0
+    before = contents(out)
+    weights = mine / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    capsys.readouterr()
+    assert extract(mine, photos, "-o", out) == 2
+    said = capsys.readouterr().err
+    assert "weights: those of the model are not those that the features were made with" in said
+    assert contents(out) == before
+    assert extract(mine, photos, "-o", out, "--overwrite") == 0 and len(Store.open(out)) == 3
+
+
+@pytest.mark.parametrize("name", embedded.MODELS)
+def test_the_weights_that_ship_are_noted(name: str, photos: Path, tmp_path: Path) -> None:
+    ids = ["--activations", "mid-vit-out" if name == "embedded" else "vit-block0-out"]
+    assert main(["extract", str(photos / "cat.jpg"), "-o", str(tmp_path), "--model", name, *ids]) == 0
+    settings = Store.open(tmp_path).settings
+    assert settings["model"] == name and settings["weights"] == _digest(embedded.path(name), None)
+
+
+def test_the_digest_of_large_weights_sees_all_over_them(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    size = 3 * 2**27
+    with file.open("wb") as sparse:
+        sparse.truncate(size)
+    found = {_digest(file, None)}
+    for part in range(0, 64, 9):
+        with file.open("r+b") as sparse:
+            sparse.seek(part * size // 64)
+            sparse.write(b"changed")
+        found.add(_digest(file, None))
+    assert len(found) == 9
+    small = tmp_path / "small.safetensors"
+    small.write_bytes(bytes(2**20) + b"a")
+    before = _digest(small, None)
+    small.write_bytes(bytes(2**20) + b"b")
+    assert _digest(small, None) != before
+
+
 def test_corrupt_images_are_reported_and_the_rest_is_written(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,8 +282,24 @@ def test_corrupt_images_are_reported_and_the_rest_is_written(
     assert extract(model, photos, "-o", tmp_path / "out", "--batch-size", 2) == 1
     said = capsys.readouterr().err
     assert f"{photos / 'broken.png'} is not an image" in said and f"{photos / 'cut.jpg'} is damaged" in said
-    assert "3 written" in said and "2 could not be read" in said
+    assert "3 written" in said and "2 failed" in said
     assert list(Store.open(tmp_path / "out")) == ["cat.jpg", "cat.png", "more/dog.png"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_name_that_is_too_long_stops_no_other_image(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: int
+) -> None:
+    limit = os.pathconf(tmp_path, "PC_NAME_MAX")
+    fits, too_long = "f" * (limit - len(".png.safetensors")) + ".png", "a" * (limit - len(".png")) + ".png"
+    for name in (fits, too_long):
+        make_photo(photos / name, 64, 64, 4)
+    for written in ("4 written", "0 written"):
+        assert extract(model, photos, "-o", tmp_path / "out", "--batch-size", batch) == 1
+        said = capsys.readouterr().err
+        assert f"{photos / too_long} has too long a name" in said and written in said and "1 failed" in said
+        assert list(Store.open(tmp_path / "out")) == ["cat.jpg", "cat.png", fits, "more/dog.png"]
+    assert not [*(tmp_path / "out").rglob("*.part")]
 
 
 def test_two_folders_with_equal_names(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -261,6 +387,8 @@ def test_mistakes_are_one_sentence(
         ["extract", "a.png"],
         ["extract", "a.png", "-o", "x", "--size", "big"],
         ["extract", "a.png", "-o", "x", "--batch-size", "0"],
+        ["extract", "a.png", "-o", "x", "--seed", "18446744073709551616"],
+        ["extract", "a.png", "-o", "x", "--seed", "one"],
         ["extract", "a.png", "-o", "x", "--prompt", "a", "--prompt-file", "b"],
         ["atlas"],
     ],
@@ -284,28 +412,6 @@ def test_help_has_examples_and_loads_no_torch(command: list[str]) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True)
     assert ended.returncode == 0 and "examples:\n  diffusion-features" in ended.stdout and not ended.stderr
-
-
-def test_list(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "--model", str(model), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    fx = FeatureExtractor.from_pretrained(str(model), activations=["*", "*-map"])
-    assert [row["id"] for row in rows] == [a.id for a in fx.available]
-    for row in rows:
-        info = fx.feature_info[row["id"]]
-        assert (row["kind"], row["channels"], row["stride"]) == (info.kind, info.channels, info.stride)
-    assert main(["list", "--model", str(model), "mid-vit-*-map", "unet-*"]) == 0
-    shown = capsys.readouterr().out
-    assert "unet-after-conv-in" in shown and "mid-vit-block0-cross-map" in shown and "down" not in shown
-    assert "16 x H/8 x W/8" in shown
-    assert main(["list", "--model", str(model), "mid-vat-*"]) == 2
-    assert "mid-vit" in capsys.readouterr().err
-
-
-def test_list_into_a_closed_pipe(model: Path) -> None:
-    command = f"{sys.executable} -m diffusion_features list --model {model} | head -n 1"
-    ended = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert ended.stdout.startswith("id ") and not ended.stderr
 
 
 def test_visualize_one_image(model: Path, photos: Path, tmp_path: Path) -> None:

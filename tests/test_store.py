@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -112,12 +113,51 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
 def test_overwrite_replaces_the_store_and_nothing_else(tmp_path: Path) -> None:
     with Store.create(tmp_path, SETTINGS) as store:
         store.write("a.png", features(), {})
+        store.write("b.png", features(), {})
     (tmp_path / "mine.safetensors").write_bytes(b"not yours")
     store = Store.create(tmp_path, {**SETTINGS, "t": [100]}, overwrite=True)
-    assert len(store) == 0 and len(Store.open(tmp_path)) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "mine.safetensors"]
-    store.write("a.png", features(), {})
-    assert len(Store.create(tmp_path, store.settings, overwrite=True)) == 0
+    assert len(store) == 0 and not store.has("a.png")
+    store.write("a.png", features(1), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.png.safetensors", "manifest.json", "mine.safetensors",
+    ]  # fmt: skip
+    assert list(store) == list(Store.open(tmp_path)) == ["a.png"] and Store.open(tmp_path).settings["t"] == [100]
+    assert_same(Store.open(tmp_path).read("a.png"), features(1))
+    with Store.create(tmp_path, store.settings, overwrite=True) as same:
+        assert len(same) == 0
+        same.write("c.png", features(2), {})
+    assert list(Store.open(tmp_path)) == ["c.png"]
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, {**SETTINGS, "t": [100]}])
+def test_what_is_overwritten_stays_until_something_new_is_there(tmp_path: Path, settings: dict[str, object]) -> None:
+    with Store.create(tmp_path, SETTINGS) as store:
+        store.write("a.png", features(), {})
+    before = (tmp_path / "manifest.json").read_bytes()
+    with Store.create(tmp_path, settings, overwrite=True):
+        pass
+    with pytest.raises(RuntimeError), Store.create(tmp_path, settings, overwrite=True) as store:
+        raise RuntimeError
+    with pytest.raises(OSError, match="long"), Store.create(tmp_path, settings, overwrite=True) as store:
+        store.write("n" * 250, features(1), {})
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    assert_same(Store.open(tmp_path).read("a.png"), features())
+
+
+def test_a_store_without_features_is_of_no_settings(tmp_path: Path) -> None:
+    with Store.create(tmp_path, SETTINGS):
+        pass
+    with Store.create(tmp_path, {**SETTINGS, "t": [100]}) as store:
+        store.write("a.png", features(), {})
+    assert Store.open(tmp_path).settings["t"] == [100] and list(Store.open(tmp_path)) == ["a.png"]
+
+
+def test_other_weights_are_refused_in_words(tmp_path: Path) -> None:
+    with Store.create(tmp_path, {**SETTINGS, "weights": "one"}) as store:
+        store.write("a.png", features(), {})
+    with pytest.raises(StoreError, match="weights: those of the model are not those that the features were made with"):
+        Store.create(tmp_path, {**SETTINGS, "weights": "two"})
+    assert list(Store.create(tmp_path, {**SETTINGS, "weights": "one"})) == ["a.png"]
 
 
 def test_killed_while_overwriting_nothing_old_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +170,39 @@ def test_killed_while_overwriting_nothing_old_counts(tmp_path: Path, monkeypatch
                 raise KeyboardInterrupt
 
         patch.setattr(Path, "unlink", killed)
-        Store.create(tmp_path, {**SETTINGS, "t": [100]}, overwrite=True)
+        Store.create(tmp_path, {**SETTINGS, "t": [100]}, overwrite=True).write("b.png", features(), {})
     assert (tmp_path / "a.png.safetensors").exists()
-    assert len(Store.create(tmp_path, {**SETTINGS, "t": [100]})) == 0
+    assert list(Store.open(tmp_path)) == list(Store.create(tmp_path, {**SETTINGS, "t": [100]})) == ["b.png"]
+
+
+def test_names_up_to_what_the_file_system_takes(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(".safetensors")
+    keys = ["n" * longest, "n" * (longest - 1), "more/" + "é" * (longest // 2)]
+    with Store.create(tmp_path, SETTINGS) as store:
+        for seed, key in enumerate(keys):
+            store.write(key, features(seed), {})
+        with pytest.raises(OSError) as caught:
+            store.write("n" * (longest + 1), features(), {})
+    assert caught.value.errno == errno.ENAMETOOLONG
+    store = Store.open(tmp_path)
+    assert set(store) == set(keys) and not list(tmp_path.rglob("*.part"))
+    for seed, key in enumerate(keys):
+        assert_same(store.read(key), features(seed))
+
+
+def test_partial_files_of_long_names_are_cleaned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.create(tmp_path, SETTINGS)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # as if killed: nothing is tidied
+
+        def killed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("diffusion_features.store._publish", killed)
+        patch.setattr(Path, "unlink", killed)
+        store.write("n" * 240, features(), {})
+    assert len(list(tmp_path.glob(".*.part"))) == 1
+    Store.create(tmp_path, SETTINGS)
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_a_stranger_s_manifest_is_left_alone(tmp_path: Path) -> None:

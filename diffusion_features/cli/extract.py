@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import hashlib
+import json
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +27,8 @@ for maps; with several --t, these behind an axis of timesteps.
 Killed at any moment and started again with the same settings, it goes on where it stopped. An image is done again
 if its file or its prompt has changed.
 """
+PIECE, PIECES = 2**20, 64  # bytes of a large weights file that tell it from another
+TRIED = 64  # prompts
 EXAMPLES = """\
   diffusion-features extract photos/ -o features/
   diffusion-features extract cat.jpg dog.jpg -o features/ --activations mid-vit-out --activations 'up-level1-*-cross-q'
@@ -37,7 +43,11 @@ def add(commands: Any) -> None:
     parser = options.command(commands, "extract", "write the features of images to a folder", DESCRIPTION, EXAMPLES)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, or folders to search for images")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help="where the features go")
-    parser.add_argument("--overwrite", action="store_true", help="throw away the features that the folder holds first")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="throw away the features that the folder holds, once there are new ones",
+    )
     parser.add_argument(
         "--batch-size", type=_positive, default=1, metavar="N", help="images of one size at a time (default: 1)"
     )
@@ -68,15 +78,32 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--attention says what the activation attn is made of: add --activations attn")
     if args.size:
         check_size(args.size, fx.multiple)
+    _check_call(args, prompts.values(), fx)
     with Store.create(args.output, _settings(args, fx), args.overwrite) as store, Report(len(keys)) as report:
         written = 0
         for batch in batches(items(keys, prompts, args.size, fx.multiple, report), args.batch_size):
             written += _do_batch(batch, args, fx, store, report)
     skipped = len(keys) - written - report.failed
     there = f", {skipped} were there already" if skipped else ""
-    failed = f", {report.failed} could not be read" if report.failed else ""
+    failed = f", {report.failed} failed" if report.failed else ""
     print(f"{written} written to {args.output}{there}{failed}", file=sys.stderr)
     return 1 if report.failed else 0
+
+
+def _check_call(args: argparse.Namespace, prompts: Iterable[str], fx: FeatureExtractor) -> None:
+    """Find out what is wrong with the settings before anything is written, and so before anything is overwritten.
+
+    What a model can have against a prompt is its length. Of many prompts only the longest are tried: to encode all of
+    them would take a run that was interrupted near its end longer than what it has left to do.
+
+    Raises:
+        ValueError: the model does not take one of the timesteps or prompts; the message says what it takes.
+    """
+    from diffusion_features.noising import check_t
+
+    for t in args.t or options.TIMESTEPS:
+        check_t(t, fx.pipe.scheduler)
+    fx.encode_prompts(sorted(set(prompts), key=lambda prompt: len(prompt.encode(errors="replace")))[-TRIED:])
 
 
 def _do_batch(batch: list[Item], args: argparse.Namespace, fx: FeatureExtractor, store: Store, report: Report) -> int:
@@ -106,18 +133,31 @@ def _do_batch(batch: list[Item], args: argparse.Namespace, fx: FeatureExtractor,
         seed=args.seed,
     )
     for index, (item, _) in enumerate(readable):
-        if item.key in missing:
+        if item.key not in missing:
+            continue
+        try:
             store.write(item.key, {id: tensor[index] for id, tensor in features.items()}, _record(item))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            missing.discard(item.key)
+            report.failure(ImageError(f"{item.path} has too long a name for a file of its features: shorten it."))
+        else:
             report.done()
     return len(missing)
 
 
 def _settings(args: argparse.Namespace, fx: FeatureExtractor) -> dict[str, Any]:
     """Everything the features depend on, besides each image and its prompt."""
-    local = Path(args.model).expanduser()
+    from diffusion_features.embedded import MODELS
+    from diffusion_features.loading import resolve
+    from diffusion_features.store import WEIGHTS
+
+    source = resolve(args.model)
+    local = source if isinstance(source, Path) else None
     info = {id: asdict(one) for id, one in fx.feature_info.items()}
     return {
-        "model": local.resolve().as_posix() if local.exists() else args.model,
+        "model": local.resolve().as_posix() if local and args.model not in MODELS else args.model,
         "revision": fx.revision,
         "variant": args.variant,
         "dtype": str(fx.dtype).removeprefix("torch."),
@@ -126,7 +166,39 @@ def _settings(args: argparse.Namespace, fx: FeatureExtractor) -> dict[str, Any]:
         "prompt": (args.prompt or options.PROMPT) if args.prompt_file is None else None,
         "size": args.size,
         "activations": info,
-    } | ({"attention": list(fx.attention)} if "attn" in info else {})
+        **({WEIGHTS: _digest(local, args.variant)} if local else {}),
+        **({"attention": list(fx.attention)} if "attn" in info else {}),
+    }
+
+
+def _digest(source: Path, variant: str | None) -> str:
+    """A digest of the weights of a local model, which may change under one name: a hub's have a revision.
+
+    It is of the name, size and bytes of each file; of one above 64 MiB, of 64 pieces of 1 MiB that are spread evenly
+    over it, beginning with its header. Training moves nearly every weight, and all of tens of GB would take minutes.
+
+    Args:
+        source: a folder in the diffusers format, or a .safetensors file.
+    """
+    digest = hashlib.sha256()
+    for path in [source] if source.is_file() else _weights(source, variant):
+        size = path.stat().st_size
+        digest.update(f"{path.parent.name}/{path.name} {size}\n".encode(errors="surrogateescape"))
+        with path.open("rb") as file:
+            for start in range(0, size, max(PIECE, size // PIECES)):
+                file.seek(start)
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()[:16]
+
+
+def _weights(folder: Path, variant: str | None) -> Iterator[Path]:
+    """The weights that are loaded from a folder: of the variant, in those components that have it."""
+    from diffusion_features.loading import INDEX, NOT_NEEDED, variant_of
+
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for part in sorted(set(index).difference(NOT_NEEDED)):
+        files = sorted((folder / part).glob("*.safetensors"))
+        yield from [p for p in files if variant_of(p.name) == variant] or [p for p in files if not variant_of(p.name)]
 
 
 def _record(item: Item) -> dict[str, Any]:

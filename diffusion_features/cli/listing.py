@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 from . import options
 
 if TYPE_CHECKING:
-    from diffusion_features import Activation
+    from pathlib import Path
 
+    from diffusion_features import Activation, FeatureExtractor
+
+DESCRIPTION = """\
+List the activations of a model, in forward order. Only its configuration is read, and of a hub id only that is
+downloaded, so that a model of any size can be listed anywhere. (A .safetensors file has none, and is loaded.)
+"""
 EXAMPLES = """\
   diffusion-features list
   diffusion-features list 'mid-*' '*-cross-map'
-  diffusion-features list --model stable-diffusion-v1-5/stable-diffusion-v1-5 --variant fp16 --json
+  diffusion-features list --model stable-diffusion-v1-5/stable-diffusion-v1-5 --json
 """
 
 
 def add(commands: Any) -> None:
-    parser = options.command(
-        commands, "list", "the activations a model has", "List the activations of a model, in forward order.", EXAMPLES
-    )
+    parser = options.command(commands, "list", "the activations a model has", DESCRIPTION, EXAMPLES)
     parser.add_argument("globs", nargs="*", metavar="GLOB", help="show only ids that match one of these")
     parser.add_argument("--json", action="store_true", help="print JSON; its strides are in image pixels")
     options.add_model(parser)
@@ -32,14 +36,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    fx = options.load(args, ["*"])
-    info = fx.feature_info
-    sides = ((info[a.id].stride, a.stride) for a in fx.activations)
-    cell = next((pixels // cells for pixels, cells in sides if pixels and cells), 1)
+    fx = _extractor(args)
     chosen = _filtered(fx.available, args.globs)
-    rows = [
-        {"id": a.id, "kind": a.kind, "channels": a.channels, "stride": a.stride and a.stride * cell} for a in chosen
-    ]
+    rows = [{"id": a.id, "kind": a.kind, "channels": a.channels, "stride": fx.info(a).stride} for a in chosen]
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -47,6 +46,72 @@ def run(args: argparse.Namespace) -> int:
         if not args.globs:
             print("Besides, made of several: attn (aggregated attention maps) and vae-out (the image one step later).")
     return 0
+
+
+def _extractor(args: argparse.Namespace) -> FeatureExtractor:
+    """An extractor that knows what its model has: of a pipeline on the meta device, where there is a configuration.
+
+    Raises:
+        OSError: the model cannot be found, or is none that is known here; the message says why.
+    """
+    from pathlib import Path
+
+    from diffusion_features import FeatureExtractor
+    from diffusion_features.loading import resolve
+
+    source = resolve(args.model)
+    if isinstance(source, Path) and (source.is_file() or args.revision is not None):
+        return options.load(args, ["*"])  # a checkpoint says by its weights what it is; a revision is refused there
+    options.quiet()
+    folder = source if isinstance(source, Path) else _fetched(source, args.revision)
+    return FeatureExtractor.from_pipe(_outline(folder, args.model), "*")
+
+
+def _fetched(repo: str, revision: str | None) -> Path:
+    """The folder in the hub's cache with what ``_outline`` reads of a repository; only this is downloaded."""
+    from pathlib import Path
+
+    from huggingface_hub import constants, hf_hub_download, resolve_revision
+
+    from diffusion_features.loading import INDEX, plain_hub_errors
+
+    offline = constants.HF_HUB_OFFLINE
+    with plain_hub_errors(repo, revision, offline):
+        # as when loading, every request names one commit: the repository may move on between two of them
+        pinned = resolve_revision(repo, revision=revision, local_files_only=offline)
+        folder = Path(hf_hub_download(repo, INDEX, revision=pinned, local_files_only=offline)).parent
+        for part in _models(folder, repo):
+            hf_hub_download(repo, f"{part}/config.json", revision=pinned, local_files_only=offline)
+    return folder
+
+
+def _outline(folder: Path, name: str) -> Any:
+    """The pipeline of a folder with its diffusers models on the meta device, and none of its other components.
+
+    Made by its own class, which tells from the VAE how many pixels a cell of the latents has.
+    """
+    import inspect
+
+    from diffusion_features.loading import left_out, pipeline_class_of
+    from diffusion_features.truncating import on_meta
+
+    pipeline_class: Any = pipeline_class_of(folder, name)
+    models = {part: on_meta(model, folder / part) for part, model in _models(folder, name).items()}
+    required = [p.name for p in inspect.signature(pipeline_class).parameters.values() if p.default is p.empty]
+    return pipeline_class(**{**dict.fromkeys(required), **left_out(pipeline_class), **models})
+
+
+def _models(folder: Path, name: str) -> dict[str, Any]:
+    """Component → class, of the models of diffusers that a pipeline's index names: its denoiser, its VAE."""
+    import diffusers
+
+    from diffusion_features.loading import INDEX, pipeline_class_of
+
+    pipeline_class_of(folder, name)  # says what is wrong with the index, if anything is
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    named = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[0] == "diffusers"}
+    found = {part: getattr(diffusers, class_name, None) for part, class_name in named.items()}
+    return {p: c for p, c in found.items() if isinstance(c, type) and issubclass(c, diffusers.ModelMixin)}
 
 
 def _filtered(available: list[Activation], globs: list[str]) -> list[Activation]:

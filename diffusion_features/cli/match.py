@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if args.t and len(args.t) > 1:
         raise ValueError(f"match takes one --t, not {len(args.t)}")
     images = [read_image(path) for path in (args.source, args.target)]
-    prompts = options.prompts_of(args, {str(path): path for path in (args.source, args.target)})
+    keys = {str(path): path for path in (args.source, args.target)}
+    prompts = options.prompts_of(args, keys, [*keys])  # a list's first prompt is the source's
     fx = options.load(args, args.activations or options.ACTIVATIONS)
     if other := [a.id for a in fx.activations if a.kind != "spatial"]:
         raise ValueError(f"{other[0]} has no place in the image: match takes spatial activations")

@@ -16,6 +16,7 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "model": "embedded", "revision": None, "variant": None, "dtype": None, "device": None,
 }  # fmt: skip
 CALL_DEFAULTS: dict[str, Any] = {"prompt": None, "prompt_file": None, "t": None, "seed": 0, "size": None}
+SEEDS = range(-(2**63), 2**64)
 ACTIVATIONS, ATTENTION, TIMESTEPS, PROMPT = ["practical"], ["up_cross"], [50], ""
 
 
@@ -63,7 +64,8 @@ def add_call(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="one prompt an image: a JSON object from the image's path inside its folder to its prompt, a JSON list, "
-        "or text with a prompt a line; lists and lines in the images' sorted order",
+        "or text with a prompt a line; lists and lines go by these paths in plain string order, whatever the order of "
+        "the arguments",
     )
     group.add_argument(
         "--t",
@@ -71,7 +73,7 @@ def add_call(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="timestep the denoiser is conditioned on, 0 (clean) to 999 (noise); repeatable (default: 50)",
     )
-    group.add_argument("--seed", type=int, help="of the noise, the same for each image (default: 0)")
+    group.add_argument("--seed", type=seed, help="of the noise, the same for each image (default: 0)")
     group.add_argument(
         "--size",
         type=size,
@@ -86,6 +88,17 @@ def size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 512, or 512x768 for height x width")
     return int(sides[0]), int(sides[-1])
+
+
+def seed(text: str) -> int:
+    """A whole number that PyTorch's generators take: one of 64 bits, with a sign or without."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = SEEDS.stop
+    if number not in SEEDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: write a whole number from -2^63 to 2^64-1")
+    return number
 
 
 def load(
@@ -108,7 +121,7 @@ def load(
 
     from diffusion_features import FeatureExtractor
 
-    _quiet()
+    quiet()
     if args.device is not None:
         try:
             torch.empty(0, device=args.device)
@@ -126,7 +139,7 @@ def load(
     )
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to our own messages: loading prints bars and advice of its own."""
     import diffusers
     import transformers
@@ -136,8 +149,10 @@ def _quiet() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def prompts_of(args: argparse.Namespace, keys: Mapping[str, Path]) -> dict[str, str]:
-    """The prompt of each image.
+def prompts_of(
+    args: argparse.Namespace, keys: Mapping[str, Path], order: Sequence[str] | None = None
+) -> dict[str, str]:
+    """The prompt of each image. A file's list or lines go by ``order``, or by the keys in plain string order.
 
     Raises:
         ValueError: the prompt file has another number of prompts than there are images, lacks an image, or is no
@@ -155,7 +170,7 @@ def prompts_of(args: argparse.Namespace, keys: Mapping[str, Path]) -> dict[str, 
         return {key: given[key] for key in keys}
     if len(given) != len(keys):
         raise ValueError(f"{file} has {len(given)} prompts, but there are {len(keys)} images")
-    return dict(zip(keys, given, strict=True))
+    return dict(zip(order or sorted(keys), given, strict=True))
 
 
 def _prompts_in(file: Path) -> dict[str, str] | list[str]:
