@@ -43,6 +43,20 @@ def test_given_points_are_found_in_the_pixels_of_the_files(folder, capsys):
     assert not [*(folder / "out").glob("*.part")]
 
 
+def test_of_a_list_of_prompts_the_first_is_that_of_the_source(folder, tmp_path, capsys):
+    """Here the source, ``b.png``, comes second in the order of names."""
+    (tmp_path / "two.txt").write_text("a cat\na dog on grass\n")
+    said = {str(folder / "b.png"): "a cat", str(folder / "a.png"): "a dog on grass"}
+    (tmp_path / "named.json").write_text(json.dumps(said))
+    found = []
+    for file in ("two.txt", "named.json"):
+        images = [str(folder / "b.png"), str(folder / "a.png"), "-o", str(tmp_path / "m.png")]
+        more = ["--prompt-file", str(tmp_path / file), "--count", "5", "--size", "64x96", "--json"]
+        assert main(["match", *images, "--model", str(folder / "model"), *IDS, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+
+
 def test_without_points_a_grid_is_matched_and_checked(folder, capsys):
     assert command(folder, "--count", "7", "--size", "64x96") == 0
     lines = capsys.readouterr().out.splitlines()
