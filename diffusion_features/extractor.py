@@ -90,11 +90,6 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.pipe = pipe
         inner = unwrap(self.denoiser)
-        if getattr(inner.config, "encoder_hid_dim_type", None) == "ip_image_proj":
-            raise ValueError(
-                "this pipeline has an IP-Adapter loaded, so that its denoiser wants an image prompt each time: call "
-                "pipe.unload_ip_adapter() first. To use one, give suppress=[IPAdapter(...)]"
-            )
         if trainable:  # a frozen denoiser stays out of nn.Module's registry, and so out of the state_dict
             self.trained = self.denoiser.requires_grad_(True)
         self.owned, self.trainable = owned, trainable
@@ -184,8 +179,7 @@ class FeatureExtractor(nn.Module):
 
         Its prompts are encoded anew at each call, because the caller may load LoRAs between two of them.
 
-        Raises:
-            ValueError: it has an IP-Adapter loaded; or as ``from_pretrained`` says.
+        A pipeline that has an IP-Adapter loaded is refused by each call.
         """
         return cls(pipe, activations, trainable=trainable, attention=attention)
 
@@ -342,6 +336,7 @@ class FeatureExtractor(nn.Module):
             raise ValueError("solver_steps must be at least 1")
 
         grad = self.trainable and torch.is_grad_enabled()
+        self._refuse_image_prompt()
         with self._lock, advised(), torch.set_grad_enabled(grad), applied(self, call):
             clean, pixels = self._clean(images, size, latents, seed if sample_posterior else None)
             run, step = self._predictors(call, len(clean), pixels)
@@ -403,6 +398,7 @@ class FeatureExtractor(nn.Module):
         chosen = self.activations if activations is None else self._select(activations)
         call = asked(suppress, Call(images, prompt, t, size=size, multiple=self.multiple))
         (level,) = self._levels(t, call.denoise_from)
+        self._refuse_image_prompt()
         with self._lock, advised(), torch.no_grad(), applied(self, call):
             clean, pixels = self._clean(images, size, None, None)
             run, step = self._predictors(call, len(clean), pixels)
@@ -486,6 +482,15 @@ class FeatureExtractor(nn.Module):
                 "among the activations of from_pretrained"
             )
         return chosen
+
+    def _refuse_image_prompt(self) -> None:
+        with self._lock:  # during a call, ``IPAdapter`` loads one itself
+            if getattr(unwrap(self.denoiser).config, "encoder_hid_dim_type", None) != "ip_image_proj":
+                return
+        raise ValueError(
+            "this pipeline has an IP-Adapter loaded, so that its denoiser wants an image prompt each time: call "
+            "pipe.unload_ip_adapter() first. To use one, give suppress=[IPAdapter(...)]"
+        )
 
     def _levels(self, t: int | Sequence[int], denoise_from: int | None) -> list[int]:
         wanted: Any = [t] if _is_single(t) else t

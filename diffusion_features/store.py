@@ -302,6 +302,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
+        if name == WEIGHTS and before is None:
+            parts.append(f"{name}: which ones the features were made with was not noted")
+            continue
         if name == WEIGHTS:
             parts.append(
                 f"{name}: those of the model are not those that the features were made with "

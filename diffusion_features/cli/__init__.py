@@ -23,7 +23,7 @@ examples:
   diffusion-features visualize photo.jpg -o features.png
   diffusion-features segment photo.jpg --classes cat grass --background sky -o out/
 
-Each command has its own --help. Exit codes: 0 done; 1 done, but some images could not be read; 2 a setting, a path
+Each command has its own --help. Exit codes: 0 done; 1 done, but some images failed; 2 a setting, a path
 or the model is wrong, and nothing more was done; 130 interrupted, and what was written is kept.
 """
 

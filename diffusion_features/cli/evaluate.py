@@ -40,10 +40,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--protocol", default="full-vocabulary", help="see above (default: %(default)s)")
     parser.add_argument(
         "--background", nargs="+", default=[], metavar="NAME", help="words for the background, which a data set that "
-        "has one needs, or else a threshold"
+        "has one needs, or else --threshold (but under as-released, which looks for one)"
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, metavar="θ", help="added to the score of the background")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of the noise (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     options.add_model(parser)
     parser.set_defaults(run=run)

@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--edges", choices=("none", "pamr", "crf"), default="none", help="bring labels to the edges "
                         "of things by their colours (default: none; crf needs pydensecrf)")  # fmt: skip
     parser.add_argument("--steps", action="store_true", help="also draw what each step does, to NAME.steps.png")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--size", type=options.size, metavar="N|HxW", help="height x width, or one side, that the model works at, in "
         "pixels (default: what the model was trained for, in the shape of the image)",

@@ -74,7 +74,7 @@ class Report:
         self._progress.advance(self._task, count)
 
     def failure(self, error: ImageError) -> None:
-        """Say that an image could not be read, and count it as done and failed."""
+        """Say why there is nothing of an image, and count it as done and failed."""
         self.failed += 1
         self.say(str(error))
         self.done()

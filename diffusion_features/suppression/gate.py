@@ -280,10 +280,11 @@ def _row(name: str, found: Sequence[Trial]) -> Row:
 
 def _verdict(*gains: Gain) -> Verdict:
     """What ``RULE`` says."""
-    signs = {gain.sign for gain in gains}
+    defined = [gain for gain in gains if not math.isnan(gain.mean)]
+    signs = {gain.sign for gain in defined}
     if -1 in signs:
         return "harmful"
-    if any(gain.low is None for gain in gains):
+    if not defined or any(gain.low is None for gain in defined):
         return "too few to tell"
     return "use" if 1 in signs else "no effect"
 
@@ -316,7 +317,10 @@ def interval(gains: Mapping[tuple[int, int], float]) -> Gain:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over images and seeds, and standard deviation over the seeds of an image; none of a single seed."""
+    """Mean over images and seeds, and standard deviation over the seeds of an image; none of a single seed.
+
+    Of a measure that is undefined for some of them, over the others.
+    """
 
     mean: float
     deviation: float | None
@@ -335,9 +339,10 @@ def distances(found: Sequence[Trial]) -> dict[str, dict[str, Spread]]:
 
 
 def _spread(found: Sequence[Trial], what: str) -> Spread:
-    images = [[getattr(x, what) for x in found if x.image == image] for image in dict.fromkeys(x.image for x in found)]
-    mean = float(np.mean([np.mean(one) for one in images]))
-    if min(map(len, images)) < 2:
+    values = {image: [getattr(x, what) for x in found if x.image == image] for image in {x.image for x in found}}
+    images = [one for every in values.values() if (one := [value for value in every if math.isfinite(value)])]
+    mean = float(np.mean([np.mean(one) for one in images])) if images else math.nan
+    if not images or min(map(len, images)) < 2:
         return Spread(mean, None)
     return Spread(mean, float(np.sqrt(np.mean([np.var(one, ddof=1) for one in images]))))
 
@@ -380,8 +385,13 @@ def picture(found: Sequence[Trial], images: Sequence[Tensor], names: Sequence[st
         for x in found:
             if (x.image, x.seed) == (index, seeds[index]):
                 title = "repainted by the model alone" if x.technique == BASE else x.technique
-                rows[-1].append(Tile(as_picture(x.repainted), title, f"SSIM {x.ssim:.3f}, Laplacian {x.score:.3f}"))
+                rows[-1].append(Tile(as_picture(x.repainted), title, f"SSIM {x.ssim:.3f}, Laplacian {shown(x.score)}"))
     return sheet(rows, width)
+
+
+def shown(number: float, places: int = 3) -> str:
+    """A number as text; "undefined" for NaN."""
+    return "undefined" if math.isnan(number) else f"{number:.{places}f}"
 
 
 def as_picture(image: Tensor) -> Image.Image:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .gate import BASE, LEVEL, RULE, Gain, Row, Spread, Trial, as_picture, distances
+from .gate import shown as number
 
 WIDTH = 256
 """Pixels of a picture at most: a page may have hundreds."""
@@ -142,7 +143,7 @@ def _gain(gain: Gain, reach: float) -> str:
 
 def _distances(found: Sequence[Trial]) -> str:
     def shown(value: Spread) -> str:
-        return f"{value.mean:.4f}" + ("" if value.deviation is None else f" ± {value.deviation:.4f}")
+        return number(value.mean, 4) + ("" if value.deviation is None else f" ± {value.deviation:.4f}")
 
     cells = [
         ["the model alone" if name == BASE else escape(name), *(shown(measured[what]) for what in DISTANCES)]

@@ -76,12 +76,15 @@ def from_words(text: str, fx: Any) -> Technique:
 def words_of(text: str) -> list[str]:
     """The words of ``word + word + ...``, each for ``from_words``.
 
-    A value may have " + " in it, so after one only a technique that is known begins a new word:
+    A text or a name may have " + " in it, so after one only what is a technique, or is written like one, begins a word:
     ``prompt=a cat + a dog + canny`` is the text "a cat + a dog", and ``canny``.
     """
     words: list[str] = []
     for piece in text.split(" + "):
-        if words and "=" in words[-1] and _split(piece)[0] not in WORDS:
+        begins = piece.partition("=")[0].partition("@")[0]
+        alike = ("=" in piece and begins.isidentifier()) or difflib.get_close_matches(begins, WORDS, n=1, cutoff=0.75)
+        before, equals, _ = words[-1].partition("=") if words else ("", "", "")
+        if equals and before not in ("denoise", "cfg") and not alike:
             words[-1] += f" + {piece}"
         else:
             words.append(piece)

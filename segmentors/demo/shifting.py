@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusion_features import FeatureExtractor, embedded
 from diffusion_features.images import as_tensor
 from diffusion_features.suppression import CFG, ControlNet, Denoise, FineGrainedPrompt, LoRA, Technique
-from diffusion_features.suppression.gate import BASE, FEWEST, Gain, Row, Trial, ranked, trials
+from diffusion_features.suppression.gate import BASE, FEWEST, Gain, Row, Trial, ranked, shown, trials
 from diffusion_features.suppression.technique import Call
 from diffusion_features.suppression.words import known_control
 
@@ -145,7 +145,7 @@ def _pictures(picture: Image.Image, found: Sequence[Trial], seed: int) -> list[t
     for trial in found:
         if trial.seed == seed:
             name = "the model alone" if trial.technique == BASE else trial.technique
-            title = f"{name} · SSIM {trial.ssim:.3f}, Laplacian {trial.score:.3f}"
+            title = f"{name} · SSIM {trial.ssim:.3f}, Laplacian {shown(trial.score)}"
             drawn.append((_image(trial.repainted).resize(size), title))
     return drawn
 

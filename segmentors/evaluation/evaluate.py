@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segmentors.training_free import Segmentation, TrainingFreeSegmentor
+from segmentors.training_free.background import check_background
 
 from .labelled import Dataset, Sample
 from .metrics import count, scores
@@ -43,8 +44,9 @@ def evaluate(
         threshold → mean IoU.
 
     Raises:
-        ValueError: there is no such protocol, no image, background words for a data set without a background, or a
-            threshold to sweep behind a CRF, which would have to know it.
+        ValueError: there is no such protocol, no image, background words for a data set without a background, a
+            background with neither words nor a threshold under a protocol that does not sweep it, or a threshold to
+            sweep behind a CRF, which would have to know it.
     """
     rules = protocol_named(protocol)
     total = dataset.length if limit is None else min(limit, dataset.length)
@@ -97,6 +99,8 @@ class _Judge:
         # a threshold that is swept is added afterwards
         method = replace(segmentor.method, background="exact") if sweep else segmentor.method
         self.sweep = sweep
+        if self.background is not None:
+            check_background(self.classes[1:], self.background, method)
         self.segmentor = TrainingFreeSegmentor(segmentor.fx, segmentor.preset, method, segmentor.captioner)
 
     def counts(self, sample: Sample) -> Tensor:

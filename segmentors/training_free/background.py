@@ -59,8 +59,10 @@ def check_background(names: Iterable[str], behind: Iterable[str], method: Method
     if "background" in (name.lower() for name in names):
         raise ValueError('"background" is nothing to look for, and the background gets a class of that name anyway: '
                          "leave it out of the classes")  # fmt: skip
-    if not any(behind) and method.background != "exact" and method.threshold <= 0:
+    constant = method.background == "threshold" or (method.background != "exact" and not any(behind))
+    if constant and method.threshold <= 0:
+        other = "" if method.background == "threshold" else ", or name what may be there"
         raise ValueError(
-            f"a background that names nothing scores its threshold, which is {method.threshold:g} here, so that it "
-            "would never be found: name what may be there, or give a threshold between 0 and 1"
+            f"this background scores its threshold, which is {method.threshold:g}, so that it would never be found: "
+            f"give a threshold between 0 and 1{other}"
         )

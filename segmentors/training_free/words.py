@@ -10,7 +10,14 @@ STOP = frozenset({"a", "an", "the", "and"})
 """Words that name nothing; punctuation is none either."""
 
 
-_ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
+_ENDINGS = (("ies", "y"), ("es", ""), ("s", ""))
+_LEAVES = {
+    **{f"{stem}ves": f"{stem}f" for stem in ("lea", "shel", "loa", "scar", "hal", "wol", "cal", "thie", "shea", "hoo")},
+    **{f"{stem}ves": f"{stem}fe" for stem in ("kni", "wi", "li")},
+}
+"""Others in -ves, such as "gloves", only have lost an e."""
+_ALWAYS = frozenset({"news", "goods", "woods", "arms", "lens", "canvas", "species", "series"})
+"""Words in -s that without it are others, or none."""
 
 
 class Span(NamedTuple):
@@ -63,14 +70,16 @@ def plurals(word: str) -> set[str]:
     found = {word + "s"}
     if word.endswith("o"):
         found.add(word + "es")
-    if word.endswith(("f", "fe")):
-        found.add(word.removesuffix("e")[:-1] + "ves")
-    return found
+    return found | {plural for plural, single in _LEAVES.items() if single == word}
 
 
 def singulars(word: str) -> set[str]:
     """The words, of three letters or more, that have ``word`` as a plural."""
     word = word.lower()
+    if word in _ALWAYS:
+        return set()
+    if word in _LEAVES:
+        return {_LEAVES[word]}
     stems = [word[: -len(end)] + begin for end, begin in _ENDINGS if word.endswith(end)]
     return {stem for stem in stems if len(stem) > 2 and stem[-1] not in "iu" and word in plurals(stem)}
 

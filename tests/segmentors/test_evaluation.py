@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,18 @@ def test_what_cannot_be_evaluated(fx: FeatureExtractor) -> None:
 def test_an_image_without_any_class_is_background(fx: FeatureExtractor) -> None:
     image, truth = Image.new("RGB", (6, 2)), torch.zeros(2, 6, dtype=torch.int64)
     dataset = Dataset("empty", "val", ("background", "cat"), None, 1, lambda n: iter([Sample(image, truth)]))
-    found = run(fx, dataset, "image-classes")
+    found = run(fx, dataset, "image-classes", background=["sky"])
     assert Oracle.asked == [] and found["per_class"] == {"background": 1.0, "cat": None}
+
+
+def test_a_background_that_nothing_says_is_refused_before_the_first_image(fx: FeatureExtractor) -> None:
+    def samples(count: int) -> Iterator[Sample]:
+        raise AssertionError("an image was read")
+
+    dataset = Dataset("empty", "val", ("background", "cat"), None, 1, samples)
+    for protocol in ("image-classes", "full-vocabulary"):
+        with pytest.raises(ValueError, match="would never be found"):
+            run(fx, dataset, protocol)
 
 
 # ---- data sets ------------------------------------------------------------------------------------------------------

@@ -225,8 +225,10 @@ def test_undefined_attention_is_an_error_and_no_segmentation() -> None:
 
 def test_a_background_that_means_nothing_or_two_things(fx: FeatureExtractor) -> None:
     for method in (Method(), Method(background="threshold"), Method(background="max"), Method(threshold=-0.5)):
-        with pytest.raises(ValueError, match=r"a background that names nothing scores its threshold, which is -?0"):
+        with pytest.raises(ValueError, match=r"this background scores its threshold, which is -?0"):
             segment(fx, photo(), classes=["cat"], background=[], method=method)
+    with pytest.raises(ValueError, match=r"never be found: give a threshold between 0 and 1$"):
+        segment(fx, photo(), classes=["cat"], background=["sky"], method=Method(background="threshold"))
     with pytest.raises(ValueError, match='"background" is nothing to look for'):
         segment(fx, photo(), classes=["cat", "Background"], background=["grass"])
     assert segment(fx, photo(), classes=["cat"], background=["grass"], method=Method(threshold=-0.5)).labels.numel()

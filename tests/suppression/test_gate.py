@@ -25,6 +25,7 @@ from diffusion_features.suppression.gate import (
     Gain,
     Spread,
     Trial,
+    _verdict,
     as_json,
     closeness,
     distances,
@@ -32,6 +33,7 @@ from diffusion_features.suppression.gate import (
     laplacian,
     laplacian_score,
     ranked,
+    shown,
     trials,
 )
 from diffusion_features.suppression.repaint import repaint
@@ -221,13 +223,16 @@ def test_what_is_undefined_decides_nothing_and_is_null_in_json() -> None:
     for seed in range(4):
         found += [trial(BASE, 0, seed, 0.5, math.nan), trial("better", 0, seed, 0.8 + 0.01 * seed, math.nan)]
     (row,) = rows = ranked(found)
-    assert row.verdict == "too few to tell" and row.ssim.sign == 1
+    assert row.verdict == "use" and row.ssim.sign == 1  # by the other gain alone
     assert math.isnan(row.laplacian.mean) and row.laplacian.low is None
     text = json.dumps(as_json(found, rows, {"strength": math.inf}), allow_nan=False)  # raises where there is one
     report = json.loads(text)
     assert report["techniques"][0]["laplacian"] == {"mean": None, "low": None, "high": None}
     assert report["trials"][0]["laplacian"] == {"a": None} and report["settings"] == {"strength": None}
     assert report["techniques"][0]["ssim"]["mean"] == pytest.approx(0.315)
+    assert report["distances"]["better"]["score"] == {"mean": None, "deviation": None}
+    mixed = [*found, *(trial(name, 1, 0, 0.5, 0.25) for name in (BASE, "better"))]
+    assert distances(mixed)["better"]["score"].mean == 0.25  # of the image where it is defined
 
 
 @pytest.mark.parametrize(
@@ -280,3 +285,10 @@ def test_repainting_needs_a_decoder(tmp_path: Path) -> None:
     fx = FeatureExtractor.from_pretrained(save_sd15(tmp_path), UNET_IDS, device="cpu")
     with pytest.raises(ValueError, match="decoder was not loaded"):
         repaint(fx, photo(), steps=1)
+
+
+def test_an_undefined_gain_does_not_count_and_is_said() -> None:
+    clear, undefined = interval({(i, 0): 0.2 + 0.01 * i for i in range(5)}), interval({(0, 0): math.nan})
+    assert _verdict(clear, undefined) == _verdict(undefined, clear) == "use"
+    assert _verdict(undefined, undefined) == "too few to tell"
+    assert shown(math.nan) == "undefined" and shown(0.12345) == "0.123"

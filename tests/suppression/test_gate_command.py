@@ -66,6 +66,11 @@ def test_words_that_are_wrong_are_named(word: str, message: str, tmp_path: Path,
         ("prompt=a cat + a dog + canny@0.5", ["prompt=a cat + a dog", "canny@0.5"]),
         ("prompt=blur + depth of field", ["prompt=blur + depth of field"]),
         ("lora=a + b.safetensors + cfg=3", ["lora=a + b.safetensors", "cfg=3"]),
+        ("prompt=a cat + denois", ["prompt=a cat", "denois"]),
+        ("prompt=a cat + styel=3", ["prompt=a cat", "styel=3"]),
+        ("prompt=1 + 1 = 2", ["prompt=1 + 1 = 2"]),
+        ("cfg=7.5 + a dog", ["cfg=7.5", "a dog"]),
+        ("lora=a@0.5 + cany", ["lora=a@0.5", "cany"]),
         ("canny + denois", ["canny", "denois"]),  # no value that it could be part of: named as a mistake
     ],
 )
