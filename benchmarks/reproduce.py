@@ -45,7 +45,10 @@ RUNS = {
     "suppression": "suppression.py --train 32 --scenes 32 --timesteps 50 200 600 --seeds 0 1000 "
     "--records outputs/suppression.pt",
     "segment": "segment.py --split test held-out --t 100",
+    "transformer": "segment.py --model embedded-dit --split test held-out --t 100",
+    "transformer_small": "segment.py --model embedded-dit-small --split test held-out --t 100",
 }
+MODELS = {"transformer": "embedded-dit", "transformer_small": "embedded-dit-small"}
 ADAPTERS = {"suppression": ("canny", "lora")}
 NONE = "not measured"
 PLACE = re.compile(r"\{\{(\w+): (.+?)\}\}")
@@ -53,7 +56,8 @@ PLACE = re.compile(r"\{\{(\w+): (.+?)\}\}")
 
 def weights(name: str) -> str:
     """Digest of the weights that the figures of a benchmark depend on: the model's, and its adapters' where used."""
-    return digest([embedded(), *(embedded().parent / part for part in ADAPTERS.get(name, ()))])
+    model = embedded(MODELS.get(name, "embedded"))
+    return digest([model, *(model.parent / part for part in ADAPTERS.get(name, ()))])
 
 
 def measured(name: str, of: str, folder: Path = RESULTS) -> dict[str, Any] | None:
