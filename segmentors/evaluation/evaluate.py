@@ -100,7 +100,7 @@ class _Judge:
         method = replace(segmentor.method, background="exact") if sweep else segmentor.method
         self.sweep = sweep
         if self.background is not None:
-            check_background(self.classes[1:], self.background, method)
+            check_background(self.classes[1:], self.background, method.background, method.threshold)
         self.segmentor = TrainingFreeSegmentor(segmentor.fx, segmentor.preset, method, segmentor.captioner)
 
     def counts(self, sample: Sample) -> Tensor:

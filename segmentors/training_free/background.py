@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .method import Method
 
 Background: TypeAlias = Literal["offset", "exact", "max", "average", "threshold"]
 
@@ -44,7 +41,7 @@ def background_score(found: Tensor, how: Background, threshold: float) -> Tensor
     return scores[how].clamp(0, 1)
 
 
-def check_background(names: Iterable[str], behind: Iterable[str], method: Method) -> None:
+def check_background(names: Iterable[str], behind: Iterable[str], how: Background, threshold: float) -> None:
     """Refuse a background that means two things, or nothing.
 
     With ``exact`` and no words the score is 0 everywhere, for a caller who adds a threshold of their own.
@@ -52,6 +49,7 @@ def check_background(names: Iterable[str], behind: Iterable[str], method: Method
     Args:
         names: of the classes.
         behind: what was named as background.
+        how, threshold: as of ``background_score``.
 
     Raises:
         ValueError: a class is called "background" too; or nothing was named, and there is no threshold either.
@@ -59,10 +57,10 @@ def check_background(names: Iterable[str], behind: Iterable[str], method: Method
     if "background" in (name.lower() for name in names):
         raise ValueError('"background" is nothing to look for, and the background gets a class of that name anyway: '
                          "leave it out of the classes")  # fmt: skip
-    constant = method.background == "threshold" or (method.background != "exact" and not any(behind))
-    if constant and method.threshold <= 0:
-        other = "" if method.background == "threshold" else ", or name what may be there"
+    constant = how == "threshold" or (how != "exact" and not any(behind))
+    if constant and threshold <= 0:
+        other = "" if how == "threshold" else ", or name what may be there"
         raise ValueError(
-            f"this background scores its threshold, which is {method.threshold:g}, so that it would never be found: "
+            f"this background scores its threshold, which is {threshold:g}, so that it would never be found: "
             f"give a threshold between 0 and 1{other}"
         )

@@ -152,7 +152,7 @@ class TrainingFreeSegmentor:
         """What a call with these arguments asks of each image, prompts and token positions worked out."""
         names, behind = check_names(classes, background or [])
         if background is not None:
-            check_background(names, behind, self.method)
+            check_background(names, behind, self.method.background, self.method.threshold)
         every = {**names, **{word: [word] for word in behind}}
         told = passes(self.parts, every, self.preset.template, caption)
         return Wanted([*names], behind, background is not None, told)
