@@ -47,7 +47,8 @@ class Answer:
     """What was found.
 
     Attributes:
-        labels: int64 (H, W), indices into ``classes``; ``plain`` are those of ``PLAIN``, the practice before the paper.
+        labels: int64 (H, W), indices into ``classes``; ``plain`` are those of ``PLAIN``, the practice before the paper,
+            with the same background.
         scores: float32 (K, H, W) in [0, 1].
         classes: names, "background" first where it was asked for.
         prompts: what the model was told.
@@ -99,11 +100,16 @@ def answer(loaded: Loaded, question: Question, runs: Runs, step: Step = lambda d
     ours, plain = ([pair[which] for pair in pairs] for which in (0, 1))
     labels, scores = _labelled(segmentor, ours, wanted, question, segmentor.method)
     heads = {id: maps.float().mean(dim=(1, 2)).tolist() for id, maps in ours[0].head_maps(0).items()}
-    before, _ = _labelled(segmentor, plain, wanted, question, replace(PLAIN, refine=segmentor.method.refine))
+    before, _ = _labelled(segmentor, plain, wanted, question, plainly(segmentor.method))
     return Answer(
         labels, before, scores, ("background",) * wanted.with_background + tuple(wanted.names),
         tuple(one.prompt for one in wanted.told), ours[0].layer_shares(0), heads, not new,
     )  # fmt: skip
+
+
+def plainly(method: Method) -> Method:
+    """``PLAIN``, with what a method has besides: refinement, and the score of the background."""
+    return replace(PLAIN, refine=method.refine, background=method.background, threshold=method.threshold)
 
 
 def _segmentor(loaded: Loaded, question: Question) -> TrainingFreeSegmentor:

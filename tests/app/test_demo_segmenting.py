@@ -50,7 +50,7 @@ def runs_of(loaded: Loaded, question: Question, runs: Runs) -> int:
 
 
 METHODS = [
-    Method(),
+    Method(threshold=0.05),
     Method(heads="average", layers="mse", rescale="max", background="max", threshold=0.3),
     Method(heads="l2", layers="equal", rescale="none", background="average", threshold=0.1),
 ]
@@ -72,7 +72,8 @@ def test_an_answer_is_the_segmentors(
     call = (asked["classes"], asked.get("background"))
     options = dict(caption=asked.get("caption"), seed=asked.get("seed", 0))
     expected = TrainingFreeSegmentor(direct, method=method)(picture, *call, **options)
-    before = TrainingFreeSegmentor(direct, method=PLAIN)(picture, *call, **options)
+    same = dict(background=method.background, threshold=method.threshold)
+    before = TrainingFreeSegmentor(direct, method=replace(PLAIN, **same))(picture, *call, **options)
     assert torch.equal(found.labels, expected.labels) and torch.equal(found.scores, expected.scores)
     assert torch.equal(found.plain, before.labels)
     assert found.classes == expected.classes and found.prompts == expected.prompts
