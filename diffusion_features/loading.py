@@ -221,14 +221,9 @@ class _Options(NamedTuple):
 
     def of_part(self, folder: Path, part: str) -> dict[str, Any]:
         """Arguments of a component's ``from_pretrained``."""
-        variant = self.variant_of(folder / part)
+        variant = _variant_in(folder / part, self.variant)
         quantization = self.quantization_config and self.quantization_config._resolve_quant_config(True, part)
         return self._replace(variant=variant, quantization_config=quantization).of_pipeline()
-
-    def variant_of(self, part: Path) -> str | None:
-        """The variant of a component: a pipeline may have it of some components only."""
-        offered = self.variant is not None and any(variant_of(path.name) == self.variant for path in part.iterdir())
-        return self.variant if offered else None
 
 
 def _from_folder(folder: Path, options: _Options, parts: dict[str, Any]) -> DiffusionPipeline:
@@ -278,11 +273,9 @@ def _tensors(
     """Component → the tensors of it that loading needs memory for, and how many elements each has."""
     parts: dict[str, dict[str, int]] = {}
     for part in (part for part in index if part not in NOT_NEEDED and (folder / part).is_dir()):
-        variant = options.variant_of(folder / part)
-        files = [path for path in (folder / part).glob("*.safetensors") if variant_of(path.name) == variant]
-        left_out = tuple(f"{path}." for path in without.get(part, ()))
-        sizes = sizes_of(files, options.dtype, device)
-        sizes = {name: n for name, n in sizes.items() if not name.startswith(left_out)}
+        skipped = tuple(f"{path}." for path in without.get(part, ()))
+        sizes = sizes_of(weight_files(folder / part, options.variant), options.dtype, device)
+        sizes = {name: n for name, n in sizes.items() if not name.startswith(skipped)}
         parts |= {part: sizes} if sizes else {}
     return parts
 
@@ -404,7 +397,18 @@ def _weights(files: Iterable[str], suffixes: tuple[str, ...] = (".safetensors",)
     return [file for file in in_components if file.endswith(suffixes)]
 
 
-def variant_of(file: str) -> str | None:
+def weight_files(part: Path, variant: str | None) -> list[Path]:
+    """The files that a component's weights are loaded from: of the variant, if it has that, or else of none."""
+    wanted = _variant_in(part, variant)
+    return sorted(path for path in part.glob("*.safetensors") if _variant(path.name) == wanted)
+
+
+def _variant_in(part: Path, variant: str | None) -> str | None:
+    """The variant of a component: a pipeline may have it of some components only."""
+    return variant if variant is not None and any(_variant(path.name) == variant for path in part.iterdir()) else None
+
+
+def _variant(file: str) -> str | None:
     """The variant in the name of a weights file, such as ``fp16``."""
     match = re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", file)
     return match[1] if match else None
@@ -413,7 +417,7 @@ def variant_of(file: str) -> str | None:
 def _what_is_missing(name: str, files: Sequence[str], variant: str | None) -> str | None:
     """Why weights could not be chosen among a pipeline's files, told by their names; None if they could."""
     weights = _weights(files)
-    found = [variant_of(file) for file in weights]
+    found = [_variant(file) for file in weights]
     variants = sorted({name for name in found if name})
     if not weights and _weights(files, PICKLES):
         return (

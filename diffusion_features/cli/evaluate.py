@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
+
+from diffusion_features.plain import finite
 
 from . import options
 
@@ -98,10 +99,5 @@ def _write_json(path: Path, result: dict[str, Any]) -> None:
     """Through a file beside it, so that a kill leaves no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(_without_nan(result), indent=1) + "\n")
+    part.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
     part.replace(path)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -193,12 +193,12 @@ def _digest(source: Path, variant: str | None) -> str:
 
 def _weights(folder: Path, variant: str | None) -> Iterator[Path]:
     """The weights that are loaded from a folder: of the variant, in those components that have it."""
-    from diffusion_features.loading import INDEX, NOT_NEEDED, variant_of
+    from diffusion_features.loading import INDEX, NOT_NEEDED, weight_files
 
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     for part in sorted(set(index).difference(NOT_NEEDED)):
-        files = sorted((folder / part).glob("*.safetensors"))
-        yield from [p for p in files if variant_of(p.name) == variant] or [p for p in files if not variant_of(p.name)]
+        if (folder / part).is_dir():
+            yield from weight_files(folder / part, variant)
 
 
 def _record(item: Item) -> dict[str, Any]:

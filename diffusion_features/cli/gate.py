@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -63,8 +62,8 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from diffusion_features.cli.work import Report
-    from diffusion_features.images import ImageError, as_tensor, fit_size, image_keys, read_image
+    from diffusion_features.cli.work import Report, readable
+    from diffusion_features.images import as_tensor, fit_size, image_keys
     from diffusion_features.suppression import gate
     from diffusion_features.suppression.words import from_words, words_of
 
@@ -79,12 +78,7 @@ def run(args: argparse.Namespace) -> int:
     found: list[Trial] = []
     pictures: dict[str, Tensor] = {}
     with Report(len(keys)) as report:
-        for key, path in keys.items():
-            try:
-                image = read_image(path)
-            except ImageError as error:
-                report.failure(error)
-                continue
+        for key, image in readable(keys, report):
             size = args.size or fit_size(image.height, image.width, fx.multiple)
             pixels = as_tensor(image, size=size, multiple=fx.multiple)
             found += gate.trials(
@@ -163,20 +157,14 @@ def _print(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from diffusion_features.suppression.gate import RULE, Gain
-
-    def shown(gain: Gain) -> str:
-        if math.isnan(gain.mean):
-            return "undefined"
-        interval = "" if gain.low is None else f" ({gain.low:+.4f} to {gain.high:+.4f})"
-        return f"{gain.mean:+.4f}{interval}"
+    from diffusion_features.suppression.gate import RULE
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("technique", overflow="fold")
     for column in ("recommendation", "SSIM gain", "Laplacian gain"):
         table.add_column(column, no_wrap=True)
     for row in rows:
-        table.add_row(row.technique, row.verdict, shown(row.ssim), shown(row.laplacian))
+        table.add_row(row.technique, row.verdict, str(row.ssim), str(row.laplacian))
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     console.print(table)
     console.print(f"\n{RULE}", soft_wrap=True)

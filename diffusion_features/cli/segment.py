@@ -67,8 +67,8 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from diffusion_features.cli.work import Report
-    from diffusion_features.images import ImageError, image_keys, read_image
+    from diffusion_features.cli.work import Report, readable
+    from diffusion_features.images import image_keys
     from segmentors import Method, TrainingFreeSegmentor
     from segmentors.training_free.pictures import check_count
 
@@ -80,12 +80,7 @@ def run(args: argparse.Namespace) -> int:
     segmentor.wanted(classes, args.background, args.caption)  # what is wrong with the names is said before any image
     check_count(len(classes) + (args.background is not None))
     with Report(len(keys)) as report:
-        for key, path in keys.items():
-            try:
-                image = read_image(path)
-            except ImageError as error:
-                report.failure(error)
-                continue
+        for key, image in readable(keys, report):
             (found,) = cast("list[Segmentation]", segmentor([image], classes, **call))
             _save(args.output / key, image, found)
             if args.steps:

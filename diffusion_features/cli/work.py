@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +88,17 @@ class Report:
     def say(self, message: str) -> None:
         """Print a line on stderr, above the bar."""
         self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def readable(keys: Mapping[str, Path], report: Report) -> Iterator[tuple[str, Image.Image]]:
+    """Key and picture of each image that can be read, at its own size; of the others the report says why not."""
+    for key, path in keys.items():
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            report.failure(error)
+        else:
+            yield key, image
 
 
 def items(

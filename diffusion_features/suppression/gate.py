@@ -23,6 +23,7 @@ from torch import Tensor
 from ..extractor import FeatureExtractor
 from ..images import Picture, as_tensor
 from ..noising import check_t
+from ..plain import finite
 from .applying import loaded
 from .once import remembering
 from .repaint import repaint
@@ -31,6 +32,8 @@ from .sheet import Tile, sheet
 from .spec import Spec, as_techniques
 
 BASE = "none"
+ANCHOR = 800
+"""A timestep with strong content shift."""
 LEVEL = 0.975
 """Confidence of the interval of a gain. Two of them decide, so that both hold 0 of a technique that does nothing in at
 least 1 - 2 (1 - 0.975) = 95% of cases (Bonferroni)."""
@@ -41,9 +44,9 @@ RULE = (
     "Laplacian score, over the model alone with the same noise. Each of the two has an interval of "
     f"{LEVEL:.1%} (Student's t) over images, or over seeds if there is one image, and then says something about this "
     "image alone. use: at least one interval lies above 0, and none below. harmful: at least one lies below 0. too few "
-    f"to tell: fewer than {FEWEST} images, or seeds of the one image, have both gains. no effect: otherwise; none was "
-    "found, but a small one may be there. A technique that does nothing is called use or harmful in about 5% of cases "
-    "at most."
+    f"to tell: fewer than {FEWEST} images, or seeds of the one image; undefined gains do not count. no effect: "
+    "otherwise; none was found, but a small one may be there. A technique that does nothing is called use or harmful "
+    "in about 5% of cases at most."
 )
 Verdict = Literal["use", "no effect", "too few to tell", "harmful"]
 
@@ -150,7 +153,7 @@ def trials(
     prompt: str = "",
     *,
     t: int = 50,
-    anchor_t: int = 800,
+    anchor_t: int = ANCHOR,
     strength: float = 0.8,
     steps: int = 20,
     guidance: float = 1.0,
@@ -241,6 +244,12 @@ class Gain:
         if self.low is None or self.high is None:
             return 0
         return (self.low > 0) - (self.high < 0)
+
+    def __str__(self) -> str:
+        """The mean and, if there is one, its interval: ``+0.0010 (+0.0004 to +0.0017)``."""
+        if math.isnan(self.mean):
+            return "undefined"
+        return f"{self.mean:+.4f}" + ("" if self.low is None else f" ({self.low:+.4f} to {self.high:+.4f})")
 
 
 @dataclass(frozen=True)
@@ -358,15 +367,7 @@ def as_json(found: Sequence[Trial], rows: Sequence[Row], settings: Mapping[str, 
         "distances": {name: {k: asdict(v) for k, v in one.items()} for name, one in distances(found).items()},
         "trials": plain,
     }  # fmt: skip
-    return {key: _finite(value) for key, value in whole.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return dict(finite(whole))
 
 
 def picture(found: Sequence[Trial], images: Sequence[Tensor], names: Sequence[str], width: int = 192) -> Image.Image:

@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .gate import BASE, LEVEL, RULE, Gain, Row, Spread, Trial, as_picture, distances
-from .gate import shown as number
+from .gate import BASE, LEVEL, RULE, Gain, Row, Spread, Trial, as_picture, distances, shown
 
 WIDTH = 256
 """Pixels of a picture at most: a page may have hundreds."""
@@ -125,9 +124,9 @@ def _reach(gain: Gain) -> float:
 def _gain(gain: Gain, reach: float) -> str:
     """The mean, its interval in words, and both as a small picture from -reach to +reach."""
     if math.isnan(gain.mean):
-        return "undefined"
+        return str(gain)
     if gain.low is None or gain.high is None:
-        return f"{gain.mean:+.4f}<small>no interval</small>"
+        return f"{gain}<small>no interval</small>"
 
     def x(value: float) -> float:
         return round(60 + 55 * value / (reach or 1), 1)
@@ -142,11 +141,11 @@ def _gain(gain: Gain, reach: float) -> str:
 
 
 def _distances(found: Sequence[Trial]) -> str:
-    def shown(value: Spread) -> str:
-        return number(value.mean, 4) + ("" if value.deviation is None else f" ± {value.deviation:.4f}")
+    def cell(value: Spread) -> str:
+        return shown(value.mean, 4) + ("" if value.deviation is None else f" ± {value.deviation:.4f}")
 
     cells = [
-        ["the model alone" if name == BASE else escape(name), *(shown(measured[what]) for what in DISTANCES)]
+        ["the model alone" if name == BASE else escape(name), *(cell(measured[what]) for what in DISTANCES)]
         for name, measured in distances(found).items()
     ]
     return _table("Means, and spread over the seeds of an image", ["technique", *DISTANCES.values()], cells)

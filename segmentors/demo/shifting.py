@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 from diffusion_features import FeatureExtractor, embedded
 from diffusion_features.images import as_tensor
 from diffusion_features.suppression import CFG, ControlNet, Denoise, FineGrainedPrompt, LoRA, Technique
-from diffusion_features.suppression.gate import BASE, FEWEST, Gain, Row, Trial, ranked, shown, trials
+from diffusion_features.suppression.gate import BASE, FEWEST, Row, Trial, ranked, shown, trials
 from diffusion_features.suppression.technique import Call
 from diffusion_features.suppression.words import known_control
 
@@ -31,8 +30,6 @@ Make = Callable[[str], list[Technique]]
 FINER, DENOISE, GUIDED, EDGES = "finer prompt", "denoise", "guidance and denoise", "edges (ControlNet)"
 WORDS = "high quality, sharp"
 TILE = 256
-ANCHOR = 800
-"""Timestep with strong content shift; features are taken below it."""
 
 
 class Shift(NamedTuple):
@@ -133,7 +130,7 @@ def test(
     found: list[Trial] = []
     for seed in range(look.seed, look.seed + draws):
         step(min(1.0, done / calls), "The model alone")
-        found += trials(fx, pixels, sets, look.prompt, t=look.t, anchor_t=ANCHOR, seeds=[seed])
+        found += trials(fx, pixels, sets, look.prompt, t=look.t, seeds=[seed])
     rows = ranked(found)
     return Shift(_pictures(picture, found, look.seed), list(map(_row, rows)), _said(rows, draws))
 
@@ -156,14 +153,7 @@ def _image(pixels: Tensor) -> Image.Image:
 
 
 def _row(row: Row) -> list[str]:
-    return [row.technique, row.verdict, _gain(row.ssim), _gain(row.laplacian)]
-
-
-def _gain(gain: Gain) -> str:
-    if math.isnan(gain.mean):
-        return "undefined"
-    interval = "" if gain.low is None else f" ({gain.low:+.4f} to {gain.high:+.4f})"
-    return f"{gain.mean:+.4f}{interval}"
+    return [row.technique, row.verdict, str(row.ssim), str(row.laplacian)]
 
 
 def _said(rows: Sequence[Row], draws: int) -> str:

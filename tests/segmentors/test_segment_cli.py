@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusion_features.cli import main
+from diffusion_features.cli.evaluate import _write_json
 from diffusion_features.cli.segment import read_classes
 from segmentors.training_free.pictures import label_image, overlay, palette, step_sheet
 from tests.released import seeded
@@ -119,6 +121,12 @@ def test_bad_evaluations(options: list[str], message: str, model: str, capsys: p
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_undefined_is_null_in_json(tmp_path: Path) -> None:
+    _write_json(tmp_path / "f.json", {"miou": math.nan, "miou_interval": [math.nan, 0.5], "swept": {0.1: math.inf}})
+    found = json.loads((tmp_path / "f.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found == {"miou": None, "miou_interval": [None, 0.5], "swept": {"0.1": None}}
 
 
 def test_colours_are_distinct_and_the_background_is_black() -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from diffusion_features.suppression.gate import LEVEL, RULE
+from diffusion_features.suppression.gate import ANCHOR, LEVEL, RULE
 
 from .. import uploads
 from ..boundary import brings_into_view, run_and_cancel, timed, upload
 from ..files import Titled
 from ..looking import Look
 from ..shared import LOOKS_UP, RUNS, Shared
-from ..shifting import ANCHOR, DENOISE, FINER, GUIDED, WORDS, offered, test
+from ..shifting import DENOISE, FINER, GUIDED, WORDS, offered, test
 
 ABOUT = """\
 A model that looks at a noisy picture imagines what the noise destroyed, and its features drift from the picture.
