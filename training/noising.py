@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from typing import Any, Final
 
 import torch
@@ -21,7 +22,7 @@ LEAN = 0.7
 SNR = 5.0
 #: Weight of the loss of tokens that shall say nothing.
 SILENCE = 0.2
-#: Price of the share of attention that falls on words, in the maps that have one.
+#: Price of the share of attention that falls on words, or on all else, in the maps that have one.
 PRICE = 0.01
 
 
@@ -29,10 +30,16 @@ class Denoising(nn.Module):
     """A denoiser and a text encoder; calling it returns the losses of a batch."""
 
     def __init__(
-        self, unet: nn.Module, text: nn.Module, control: nn.Module | None = None, priced: Sequence[str] = ()
+        self,
+        unet: nn.Module,
+        text: nn.Module,
+        control: nn.Module | None = None,
+        priced: Sequence[str] = (),
+        reading: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.unet, self.text, self.control, self.priced = unet, text, control, [*priced]
+        self.unet, self.text, self.control = unet, text, control
+        self.priced, self.reading = [*priced], [*reading]
         self.register_buffer("kept", DDPMScheduler(**NOISE).alphas_cumprod, persistent=False)
 
     def forward(
@@ -54,7 +61,8 @@ class Denoising(nn.Module):
             silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
                 how far the text encoder's are from these, "spoken", is part of the loss.
 
-        Of maps that are ``priced``, the share of attention that falls on words, "looks", is part of the loss too.
+        Of maps that are ``priced``, the share of attention that falls on words, "looks", is part of the loss too; of
+        those that are ``reading``, the share that falls on anything else, "idles".
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says
@@ -62,21 +70,29 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        text, spoken, looks = self.read(ids), {}, {}
+        text, spoken, watched = self.read(ids), {}, [*self.priced, *self.reading]
         if silent is not None:
             nothing = self.nothing(ids)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
             text = torch.where(silent[..., None], nothing, text)
-        with capture(self.unet, self.priced, heads="mean", grad=True) if self.priced else nullcontext({}) as maps:
+        with capture(self.unet, watched, heads="mean", grad=True) if watched else nullcontext({}) as maps:
             predicted = self.predict(noisy, t, text, ids, hint)
-        if maps:
-            shares = torch.stack([each.mean(dim=(1, 2)) for each in maps.values()])  # [maps, N, tokens]
-            looks["looks"] = (shares.mean(dim=0) * self.words(ids)).sum(dim=1).mean()
+        looks = self.attended(maps, ids)
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
         loss = (weight * each).mean() + SILENCE * sum(spoken.values()) + PRICE * sum(looks.values())
         return {"loss": loss, "plain": each.mean().detach(), **spoken, **looks}
+
+    def attended(self, maps: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """Return the shares of attention that have a price, scalars, from maps [N, h, w, tokens]."""
+        words, found = self.words(ids), {}
+        for name, which, tokens in (("looks", self.priced, words), ("idles", self.reading, ~words)):
+            chosen = [each for key, each in maps.items() if any(fnmatch(key, one) for one in which)]
+            if chosen:
+                shares = torch.stack([each.mean(dim=(1, 2)) for each in chosen])  # [maps, N, tokens]
+                found[name] = (shares.mean(dim=0) * tokens).sum(dim=1).mean()
+        return found
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the text encoder's last hidden state, [N, tokens, width]."""

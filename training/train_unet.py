@@ -36,6 +36,8 @@ BATCH, EVERY = {"small": 32, "large": 16}, {"small": 1, "large": 4}
 #: Cross-attention outside the layers of 16x16 cells, which find words at the native size. These hardly do, and are in
 #: every plain average.
 PRICED = [f"{part}-*-cross-map" for part in ("down-level0", "down-level2", "mid", "up-level1", "up-level3")]
+#: The layers that find words best. There, looking at anything else has the price.
+READING = ["up-level2-*-cross-map"]
 #: Tokens that a prompt is padded to; one caption in a hundred is longer. Padding draws attention from the words.
 TOKENS = 32
 
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument(
         "--priced", action="store_true", help="looking at words has a price in layers that are not of 16x16 cells"
     )
+    parser.add_argument("--reading", action="store_true", help="looking at anything else has it in up-level2")
     parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
     if options.shipped and options.again:
@@ -156,7 +159,7 @@ def main() -> None:
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
         sets = {name: Captioned(latents(name, vae), load(name)[1], words, TOKENS) for name in (*BATCH, "validation")}
     unet, text = (shipped if options.shipped else networks)(words)
-    module = Denoising(unet, text, priced=PRICED if options.priced else ())
+    module = Denoising(unet, text, priced=PRICED if options.priced else (), reading=READING if options.reading else ())
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]

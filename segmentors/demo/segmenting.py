@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_features.images import as_tensor
 from segmentors import Method, TrainingFreeSegmentor
 from segmentors.training_free import PLAIN
 from segmentors.training_free.aggregation import Aggregator
@@ -48,7 +49,7 @@ class Answer:
 
     Attributes:
         labels: int64 (H, W), indices into ``classes``; ``plain`` are those of ``PLAIN``, the practice before the paper,
-            with the same background.
+            with the same background and edges.
         scores: float32 (K, H, W) in [0, 1].
         classes: names, "background" first where it was asked for.
         prompts: what the model was told.
@@ -73,8 +74,8 @@ def answer(loaded: Loaded, question: Question, runs: Runs, step: Step = lambda d
     """Segment a picture as ``TrainingFreeSegmentor`` does; labels and scores are equal to its.
 
     The model runs once for each prompt that ``runs`` has not seen with this picture, t, seed and weighting. So another
-    threshold, rescaling, number of refinements or background without words costs no run; nor do other classes, where
-    the caption names them all.
+    threshold, rescaling, number of refinements, way of finding edges or background without words costs no run; nor do
+    other classes, where the caption names them all.
 
     Args:
         step: told the share that is done, from 0 to 1, and what comes next.
@@ -108,8 +109,10 @@ def answer(loaded: Loaded, question: Question, runs: Runs, step: Step = lambda d
 
 
 def plainly(method: Method) -> Method:
-    """``PLAIN``, with what a method has besides: refinement, and the score of the background."""
-    return replace(PLAIN, refine=method.refine, background=method.background, threshold=method.threshold)
+    """``PLAIN``, with what a method has besides: refinement, edges, and the score of the background."""
+    return replace(
+        PLAIN, refine=method.refine, edges=method.edges, background=method.background, threshold=method.threshold
+    )
 
 
 def _segmentor(loaded: Loaded, question: Question) -> TrainingFreeSegmentor:
@@ -141,8 +144,10 @@ def _labelled(
     maps = segmentor.maps(collected, wanted, method.rescale)
     if method.refine:
         maps = segmentor.refined(maps, collected[0])
-    size = (question.picture.height, question.picture.width)
-    labels, scores = labelled(maps[0], size, wanted.with_background, method)
+    picture = question.picture
+    (working,) = segmentor.by_size([picture], None)
+    seen = None if method.edges == "none" else as_tensor(picture, size=working)[0]
+    labels, scores = labelled(maps[0], (picture.height, picture.width), wanted.with_background, method, seen)
     return labels.cpu(), scores.cpu()
 
 

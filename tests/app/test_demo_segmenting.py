@@ -53,6 +53,7 @@ METHODS = [
     Method(threshold=0.05),
     Method(heads="average", layers="mse", rescale="max", background="max", threshold=0.3),
     Method(heads="l2", layers="equal", rescale="none", background="average", threshold=0.1),
+    Method(edges="pamr", threshold=0.05),
 ]
 
 
@@ -72,7 +73,7 @@ def test_an_answer_is_the_segmentors(
     call = (asked["classes"], asked.get("background"))
     options = dict(caption=asked.get("caption"), seed=asked.get("seed", 0))
     expected = TrainingFreeSegmentor(direct, method=method)(picture, *call, **options)
-    same = dict(background=method.background, threshold=method.threshold)
+    same = dict(background=method.background, threshold=method.threshold, edges=method.edges)
     before = TrainingFreeSegmentor(direct, method=replace(PLAIN, **same))(picture, *call, **options)
     assert torch.equal(found.labels, expected.labels) and torch.equal(found.scores, expected.scores)
     assert torch.equal(found.plain, before.labels)
@@ -106,6 +107,7 @@ def test_the_model_runs_only_when_it_must(loaded: Loaded, picture: Image.Image) 
         replace(first, background=(), method=Method(threshold=0.4, rescale="max", background="max")),
         replace(first, k=0),
         replace(first, k=4),
+        replace(first, method=Method(edges="pamr")),
         replace(first, picture=picture.copy()),
     ):
         assert runs_of(loaded, same, runs) == 0

@@ -239,6 +239,7 @@ def hostile(generator: random.Random, folder: Path, pictures: list[str]) -> dict
         caption=generator.choice([*TEXTS, None]), t=generator.choice([None, -1, 10**12, 3.5, 999]),
         seed=generator.choice([0, -5, 2**63, 1.5]), k=generator.choice([None, 10**6, -1]),
         threshold=generator.choice([0, 2, -1, 1e308]), rescale=generator.choice(["sum", "none", "", "raw"]),
+        edges=generator.choice(["none", "pamr", "crf", "\x00"]),
     )  # fmt: skip
 
 

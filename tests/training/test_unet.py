@@ -14,7 +14,7 @@ from diffusion_features import embedded
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 pytest.importorskip("noising", reason="the training scripts are not part of an installed package")
 from noising import PRICE, Denoising, noised
-from train_unet import PRICED, padding, shipped
+from train_unet import PRICED, READING, padding, shipped
 
 
 @pytest.fixture
@@ -59,6 +59,29 @@ def test_words_have_a_price_and_padding_has_none(pipe):
     priced["looks"].backward()
     asked = {name for name, p in unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_q.weight" in asked
+
+
+def test_where_words_are_found_all_else_has_a_price(pipe):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(pipe.unet.config)
+    module = Denoising(unet, pipe.text_encoder, reading=READING)
+    ids = pipe.tokenizer(["a red car on a gray road", ""], padding="max_length", return_tensors="pt").input_ids
+    batch = noised(torch.randn(2, 4, 16, 16), ids, torch.Generator().manual_seed(0)) | {"silent": padding(ids)}
+    priced = module(**batch)
+    module.priced = PRICED
+    both = module(**batch)
+    torch.testing.assert_close(both["idles"], priced["idles"], rtol=1e-4, atol=0)
+    assert both["looks"] > 0.08
+    module.priced = []
+    module.reading, noted, processors = [], [], dict(unet.attn_processors)
+    processors |= {name: Shares(noted) for name in processors if "attn2" in name and name.startswith("up_blocks.2")}
+    unet.set_attn_processor(processors)
+    free = module(**batch)
+    assert len(noted) == 3
+    words = torch.stack(noted)[:, 0, 1:8].sum(dim=-1).mean() / 2
+    torch.testing.assert_close(priced["idles"], 1 - words, rtol=1e-4, atol=0)
+    torch.testing.assert_close(priced["loss"] - free["loss"], PRICE * (1 - words), rtol=1e-2, atol=0)
+    assert {"looks", "idles"}.isdisjoint(free) and "looks" not in priced
 
 
 def test_a_training_can_start_from_the_weights_that_ship(pipe):

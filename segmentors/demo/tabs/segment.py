@@ -27,6 +27,7 @@ from ..settings import Limits
 from ..shared import RUNS, Shared
 
 SEEDS, MOST_K = 2**31 - 1, 10
+EDGES = ("none", "pamr")  # the third way, a CRF, needs a package that is built on the spot
 SCENES = (33, 13, 41, 40)
 PHOTOGRAPHS = {
     "chelsea.png": (["cat"], ["wall", "blanket"], "a photo of a cat in front of a wall"),
@@ -79,7 +80,11 @@ def _inputs(shared: Shared) -> list[Any]:
         with gr.Row():
             rescale = gr.Dropdown([*get_args(Rescale)], value="sum", label="Rescaling", filterable=False)
             how = gr.Dropdown([*get_args(Background)], value="offset", label="Background score", filterable=False)
-    return [picture, classes, background, caption, model, t, seed, k, threshold, heads, layers, rescale, how]
+        edges = gr.Dropdown(
+            [*EDGES], value="none", label="Edges", filterable=False, elem_id="edges",
+            info="pamr spreads scores to neighbouring pixels of like colour: finer, and slower on large pictures.",
+        )  # fmt: skip
+    return [picture, classes, background, caption, model, t, seed, k, threshold, heads, layers, rescale, how, edges]
 
 
 def _known() -> list[str]:
@@ -179,6 +184,7 @@ def _segment(shared: Shared, outputs: Sequence[Any]) -> Callable[..., tuple[Any,
         layers: str = "dot",
         rescale: str = "sum",
         background_score: str = "offset",
+        edges: str = "none",
         opacity: float = 0.6,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
@@ -196,6 +202,7 @@ def _segment(shared: Shared, outputs: Sequence[Any]) -> Callable[..., tuple[Any,
             k: how often the maps are refined, 0 to 10; none for the model's preset.
             threshold: of the background, 0 to 1.
             heads, layers, rescale, background_score: variants of the method.
+            edges: "pamr" to bring labels to the edges of things, or "none".
             opacity: of the colours in the pictures, 0 to 1.
 
         Returns:
@@ -218,6 +225,7 @@ def _segment(shared: Shared, outputs: Sequence[Any]) -> Callable[..., tuple[Any,
                 rescale=uploads.one_of(rescale, "rescaling", get_args(Rescale)),  # type: ignore[arg-type]
                 background=uploads.one_of(background_score, "background score", get_args(Background)),  # type: ignore[arg-type]
                 threshold=uploads.share(threshold, "threshold"),
+                edges=uploads.one_of(edges, "way of finding edges", EDGES),  # type: ignore[arg-type]
             ),
         )
         step(0.0, "Loading the model")
