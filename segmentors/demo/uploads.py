@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,6 +124,22 @@ def whole(given: object, what: str, low: int, high: int) -> int:
     if not number or given != given or not low <= given <= high or given != int(given):  # type: ignore[operator,call-overload]
         raise ValueError(f"The {what} is a whole number from {low} to {high}.")
     return int(given)  # type: ignore[call-overload]
+
+
+def whole_or_none(given: object, what: str, low: int, high: int) -> int | None:
+    """A whole number from ``low`` to ``high``, as one or as text; ``None`` for nothing.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return None
+    if isinstance(given, str):
+        try:
+            given = float(given)
+        except ValueError:
+            given = math.nan
+    return whole(given, what, low, high)
 
 
 def share(given: object, what: str) -> float:

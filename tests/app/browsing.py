@@ -13,7 +13,7 @@ import pytest
 
 from diffusion_features import FeatureExtractor
 from diffusion_features.embedded import Scene
-from segmentors import TrainingFreeSegmentor
+from segmentors import Method, TrainingFreeSegmentor
 from tests.app.serving import Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -95,9 +95,9 @@ def shoot(page: Any, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=False)
 
 
-def expected(scene: Scene, names: list[str], caption: str | None = None) -> Any:
+def expected(scene: Scene, names: list[str], caption: str | None = None, method: Method | None = None) -> Any:
     """What the segmentor itself finds in a scene."""
-    segmentor = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"))
+    segmentor = TrainingFreeSegmentor(FeatureExtractor.from_pretrained("embedded"), method=method)
     return segmentor(scene.image, names, caption=caption)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffusion_features.activations import presets
 from diffusion_features.embedded import Scene, render
+from segmentors import Method
 from tests.app.browsing import PATIENCE, browsing, choose, expected, found, legend, put, said, shoot, visit
 from tests.app.serving import Server
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.slow  # minutes, and it needs a browser
 
 TABS = ("Segment", "Scenes", "Look inside", "Content shift")
 SCHEMES = ("light", "dark")
+LABELS = "#files a[download='labels.png']"
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +74,29 @@ def test_a_visitor_segments_a_picture(page: Any, file: Path, scene: Scene, tmp_p
     assert legend(page) == found(fewer)
 
     tab(page, "Files")
-    with page.expect_download() as download:
-        page.locator("#files a[download='labels.png']").first.click()
-    download.value.save_as(tmp_path / "labels.png")
-    with Image.open(tmp_path / "labels.png") as labels:
-        assert labels.mode == "P" and np.array_equal(np.array(labels), fewer.labels.numpy())
+    link = page.locator(LABELS).first
+    assert np.array_equal(downloaded(page, link, tmp_path), fewer.labels.numpy())
+    old = link.evaluate("link => link.href")
+    page.get_by_role("button", name="Advanced").click()
+    page.locator("#edges input").click()
+    page.get_by_role("option", name="pamr", exact=True).click()
+    page.wait_for_function("([place, old]) => document.querySelector(place)?.href !== old", arg=[LABELS, old])
+    finer = expected(scene, names[1:], caption, Method(edges="pamr"))
+    assert not fewer.labels.equal(finer.labels)
+    assert np.array_equal(downloaded(page, link, tmp_path), finer.labels.numpy())
     tab(page, "Scores")
     page.locator("#scores img").first.wait_for()
     assert page.locator("#scores .caption-label, #scores figcaption").count() >= len(names) - 1
+
+
+def downloaded(page: Any, link: Any, folder: Path) -> np.ndarray:
+    """The labels behind a link."""
+    with page.expect_download() as download:
+        link.click()
+    download.value.save_as(folder / "labels.png")
+    with Image.open(folder / "labels.png") as labels:
+        assert labels.mode == "P"
+        return np.array(labels)
 
 
 def test_a_mistake_is_told_in_a_sentence(page: Any) -> None:

@@ -236,7 +236,7 @@ def hostile(generator: random.Random, folder: Path, pictures: list[str]) -> dict
     words = [generator.choice(TEXTS) for _ in range(generator.randrange(4))]
     return dict(
         picture=handle_file(str(file)), classes=words, background=[generator.choice(TEXTS)],
-        caption=generator.choice([*TEXTS, None]), t=generator.choice([None, -1, 10**12, 3.5, 999]),
+        caption=generator.choice([*TEXTS, None]), t=generator.choice([None, -1, 10**12, 3.5, 999, "", "x", "5"]),
         seed=generator.choice([0, -5, 2**63, 1.5]), k=generator.choice([None, 10**6, -1]),
         threshold=generator.choice([0, 2, -1, 1e308]), rescale=generator.choice(["sum", "none", "", "raw"]),
         edges=generator.choice(["none", "pamr", "crf", "\x00"]),

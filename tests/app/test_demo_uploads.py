@@ -120,6 +120,19 @@ def test_numbers(given: object) -> None:
     assert uploads.whole(9.0, "seed", 0, 9) == 9
 
 
+@pytest.mark.parametrize(
+    ("given", "number"), [(None, None), ("", None), ("  ", None), ("7", 7), (" 7.0 ", 7), (0, 0), ("0", 0)]
+)
+def test_a_field_that_may_be_empty(given: object, number: int | None) -> None:
+    assert uploads.whole_or_none(given, "timestep", 0, 9) == number
+
+
+@pytest.mark.parametrize("given", ["seven", "7.5", "10", "-1", "nan", "inf", "1e400", "7 8", True, [7]])
+def test_a_field_that_may_be_empty_takes_nothing_else(given: object) -> None:
+    with pytest.raises(ValueError, match="timestep is a whole number from 0 to 9"):
+        uploads.whole_or_none(given, "timestep", 0, 9)
+
+
 def test_public_pages_have_tighter_limits() -> None:
     assert Settings(public=True).allowed == PUBLIC and Settings().allowed == LIMITS
     assert PUBLIC.pixels < LIMITS.pixels and PUBLIC.side < LIMITS.side and PUBLIC.classes < LIMITS.classes

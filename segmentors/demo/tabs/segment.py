@@ -64,13 +64,15 @@ def _inputs(shared: Shared) -> list[Any]:
         max_length=limits.text,
     )  # fmt: skip
     model = gr.Dropdown([*names], value=names[0], label="Model", visible=len(names) > 1, filterable=False)
+    empty: dict[str, Any] = dict(value="", placeholder="as recommended", max_length=4)
     with gr.Accordion("Advanced", open=False):
         gr.Markdown("Empty fields take what the paper recommends for the model.", elem_classes="hint")
         with gr.Row():
-            t = gr.Number(label="Timestep", info="0 clean, 999 noise", precision=0, minimum=0, maximum=999, value=None)
+            # No gr.Number: it turns an empty field into 0 as soon as it is on the screen.
+            t = gr.Textbox(label="Timestep", info="0 clean, 999 noise", **empty, elem_id="timestep")
             seed = gr.Number(label="Seed", info="of the noise", precision=0, minimum=0, maximum=SEEDS, value=0)
         with gr.Row():
-            k = gr.Number(label="Refinements", info="0 to 10", precision=0, minimum=0, maximum=MOST_K, value=None)
+            k = gr.Textbox(label="Refinements", info=f"0 to {MOST_K}", **empty, elem_id="refinements")
             threshold = gr.Slider(
                 0, 1, 0.0, step=0.01, label="Background threshold", info="added to its score", elem_id="threshold"
             )
@@ -176,9 +178,9 @@ def _segment(shared: Shared, outputs: Sequence[Any]) -> Callable[..., tuple[Any,
         background: list[str] | None = None,
         caption: str | None = None,
         model: str = shared.models.names[0],
-        t: float | None = None,
+        t: str | float | None = None,
         seed: float = 0,
-        k: float | None = None,
+        k: str | float | None = None,
         threshold: float = 0.0,
         heads: str = "dot",
         layers: str = "dot",
@@ -197,9 +199,9 @@ def _segment(shared: Shared, outputs: Sequence[Any]) -> Callable[..., tuple[Any,
                 "background", which comes first.
             caption: a description of the picture.
             model: one of those that the page offers.
-            t: timestep, 0 to 999; none for the model's preset.
+            t: timestep, 0 to 999; empty for the model's preset.
             seed: of the noise.
-            k: how often the maps are refined, 0 to 10; none for the model's preset.
+            k: how often the maps are refined, 0 to 10; empty for the model's preset.
             threshold: of the background, 0 to 1.
             heads, layers, rescale, background_score: variants of the method.
             edges: "pamr" to bring labels to the edges of things, or "none".
@@ -217,8 +219,8 @@ def _segment(shared: Shared, outputs: Sequence[Any]) -> Callable[..., tuple[Any,
             *_words(classes, background, threshold, limits),
             uploads.text(caption, "caption", limits) or None,
             uploads.whole(seed, "seed", 0, SEEDS),
-            None if t is None else uploads.whole(t, "timestep", 0, 999),
-            None if k is None else uploads.whole(k, "number of refinements", 0, MOST_K),
+            uploads.whole_or_none(t, "timestep", 0, 999),
+            uploads.whole_or_none(k, "number of refinements", 0, MOST_K),
             Method(
                 heads=uploads.one_of(heads, "head weights", get_args(Heads)),  # type: ignore[arg-type]
                 layers=uploads.one_of(layers, "layer weights", get_args(Layers)),  # type: ignore[arg-type]
