@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import html
+import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -58,6 +60,12 @@ def run_and_cancel(label: str, name: str) -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
+def blanks(picture: gr.Image, outputs: Sequence[gr.components.Component], values: Sequence[Any] | None = None) -> None:
+    """From now on, what was found in a picture goes when it does; ``values`` stand there instead, or nothing."""
+    empty = json.dumps([None] * len(outputs) if values is None else [*values])
+    picture.change(None, None, [*outputs], js=f"() => {empty}", queue=False, api_visibility="private")
+
+
 def brings_into_view(run: gr.Button, place: str) -> None:
     """From now on, a click scrolls to where its result will be, on a phone far below; ``place`` is a CSS selector."""
     move = f"() => document.querySelector('{place}').scrollIntoView({{behavior: 'smooth', block: 'nearest'}})"
@@ -81,7 +89,7 @@ def timed(progress: gr.Progress) -> Callable[[float, str], None]:
 def plain(function: Callable[..., Any], thread: Executor) -> Callable[..., Coroutine[Any, Any, Any]]:
     """The function as Gradio is to call it: so that it can be cancelled, and with errors as sentences for the visitor.
 
-    Those of input are told as they are, all others without detail.
+    Those of input are told as they are, all others without detail. Cancelled, it leaves everything as it is.
 
     Args:
         thread: where it runs.
@@ -101,7 +109,16 @@ def plain(function: Callable[..., Any], thread: Executor) -> Callable[..., Corou
                 LOG.exception("an unexpected error")
             raise _shown(NO_MEMORY if memory else UNEXPECTED) from None
 
-    return in_thread(wrapped, thread)
+    run = in_thread(wrapped, thread)
+
+    @functools.wraps(function)
+    async def answered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await run(*args, **kwargs)
+        except asyncio.CancelledError:
+            return gr.skip()  # Gradio's own answer would be an empty one, which the page may show as "Error"
+
+    return answered
 
 
 def _sentence(error: ValueError) -> str:

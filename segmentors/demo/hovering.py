@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -38,24 +39,33 @@ def cell_similarities(source: Features, target: Features, here: Grid, there: Gri
     return similarity(source, target, points, source_size=here, target_size=there).flatten(1)
 
 
-def hover(found: Features, picture: Image.Image, other: tuple[Features, Image.Image] | None = None) -> str:
+def hover(
+    found: Features,
+    picture: Image.Image,
+    other: tuple[Features, Image.Image] | None = None,
+    sizes: Sequence[Grid] = (),
+) -> str:
     """What ``hover.js`` draws from, as JSON.
+
+    Args:
+        sizes: width and height of the pictures in whose pixels places are told, where those given are reduced.
 
     Returns:
         A list with an object for the picture, and one for the second if there is one: ``picture``, a data URL; ``size``
-        of the picture in pixels and ``grid``, each [width, height]; ``similar``, the data URL of a grey picture whose
+        in pixels and ``grid``, each [width, height]; ``similar``, the data URL of a grey picture whose
         row i has the similarities of the first picture's cell i with the cells of this one, -1 as 0 and 1 as 255.
     """
     here = grid_of(found)
     shown = []
-    for target, image in [(found, picture), *([other] if other else [])]:
+    both = [(found, picture), *([other] if other else [])]
+    for (target, image), size in zip(both, sizes or [image.size for _, image in both], strict=True):
         there = grid_of(target)
         values = cell_similarities(found, target, here, there).float().cpu().clamp(-1, 1)
         grey = Image.fromarray(((values + 1) * 127.5).round().to(torch.uint8).numpy())
         shown.append(
             {
                 "picture": _url(image.resize(shown_size(image.size, min(SHOWN, max(image.size))))),
-                "size": image.size,
+                "size": size,
                 "grid": there[::-1],
                 "similar": _url(grey),
             }

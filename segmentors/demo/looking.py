@@ -95,19 +95,25 @@ def components(found: Features, picture: Image.Image) -> list[tuple[Image.Image,
 
 
 def similar(
-    found: Features, picture: Image.Image, point: Point, other: tuple[Features, Image.Image] | None = None
+    found: Features,
+    picture: Image.Image,
+    point: Point,
+    other: tuple[Features, Image.Image] | None = None,
+    sizes: Sequence[Point] = (),
 ) -> Similar:
     """Cosine similarity of one pixel with every pixel of its picture, and of another one.
 
     Args:
         point: column and row.
+        sizes: width and height of the pictures in whose pixels points are told, where those given are reduced.
 
     Raises:
         ValueError: the point lies outside the picture.
     """
-    if not (0 <= point[0] < picture.width and 0 <= point[1] < picture.height):
-        raise ValueError(f"The point {point[0]}, {point[1]} is outside the picture, {picture.width}x{picture.height}.")
-    centre = (point[0] + 0.5, point[1] + 0.5)
+    sent = [*sizes] or [picture.size, *([other[1].size] if other else [])]
+    if not (0 <= point[0] < sent[0][0] and 0 <= point[1] < sent[0][1]):
+        raise ValueError(f"The point {point[0]}, {point[1]} is outside the picture, {sent[0][0]}x{sent[0][1]}.")
+    centre = _scaled((point[0] + 0.5, point[1] + 0.5), sent[0], picture.size)
     own = _similarity(found, picture, centre, found, picture)
     here = marked(under(picture, own), centre)
     if other is None:
@@ -115,8 +121,14 @@ def similar(
     target, second = other
     across = _similarity(found, picture, centre, target, second)
     x, y = nearest(across[None])[0].tolist()
-    said = f"Column {point[0]}, row {point[1]} is most like column {int(x)}, row {int(y)} of the second picture"
+    column, row = map(int, _scaled((x, y), second.size, sent[1]))
+    said = f"Column {point[0]}, row {point[1]} is most like column {column}, row {row} of the second picture"
     return Similar(here, marked(under(second, across), (x, y)), f"{said}: similarity {across.max():.2f}.")
+
+
+def _scaled(place: tuple[float, float], size: Point, other: Point) -> tuple[float, float]:
+    """A place in a picture of one size, in the same picture of another."""
+    return place[0] * other[0] / size[0], place[1] * other[1] / size[1]
 
 
 def _similarity(

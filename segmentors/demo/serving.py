@@ -41,7 +41,7 @@ def running(settings: Settings) -> Iterator[str]:
 
             from .guard import Guard
             from .page import page
-            from .style import CSS, theme
+            from .style import CSS, HEAD, theme
 
             limits = settings.allowed
             blocks = page(settings, models, Path(folder), thread, others)
@@ -51,6 +51,7 @@ def running(settings: Settings) -> Iterator[str]:
                 mcp_server=False, run_history=False, enable_monitoring=False, footer_links=["api", "settings"],
                 server_name="0.0.0.0" if settings.public else "127.0.0.1", server_port=settings.port,
                 max_file_size=limits.upload_bytes, app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS,
+                head=HEAD,
             )  # fmt: skip
             thread.submit(models, models.names[0])
             try:

@@ -36,6 +36,15 @@ CSS = """
 }
 """
 
+HEAD = """
+<script>
+// A press that leaves a field can move what is below it, when the last word becomes a chip: the button keeps the press.
+document.addEventListener("pointerdown", (event) => {
+  event.target.closest?.("button.primary")?.setPointerCapture(event.pointerId);
+}, true);
+</script>
+"""
+
 
 def theme() -> gr.themes.Base:
     """Soft, with every text dark or light enough on what is behind it to be read (WCAG 2.2, 1.4.3: 4.5 to 1)."""

@@ -77,6 +77,10 @@ def choose(page: Any, place: str, *words: str) -> None:
     field.press("Escape")
 
 
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
 def said(page: Any, words: str) -> None:
     page.get_by_text(words).first.wait_for()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from diffusion_features.embedded import Scene, render
+from tests.app.browsing import browsing, visit
 from tests.app.serving import Server
 from tests.tiny import save_sd15
 
@@ -30,3 +33,27 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Iterato
         yield Server(address, folder, Path(tiny_model).name)
     assert not list(place.iterdir()), "the page left files behind"
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    with visit(browser, server) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return render(20_000_033, 128)
+
+
+@pytest.fixture(scope="module")
+def file(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("uploads") / "scene.png"
+    scene.image.save(file)
+    return file

@@ -7,7 +7,6 @@ Screenshots go to the folder that DEMO_SCREENSHOTS names, if it is set; those of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import pytest
 from PIL import Image
 
 from diffusion_features.activations import presets
-from diffusion_features.embedded import Scene, render
+from diffusion_features.embedded import Scene
 from segmentors import Method
-from tests.app.browsing import PATIENCE, browsing, choose, expected, found, legend, put, said, shoot, visit
+from tests.app.browsing import PATIENCE, choose, expected, found, legend, put, said, shoot, tab, visit
 from tests.app.serving import Server
 
 pytestmark = pytest.mark.slow  # minutes, and it needs a browser
@@ -26,34 +25,6 @@ pytestmark = pytest.mark.slow  # minutes, and it needs a browser
 TABS = ("Segment", "Scenes", "Look inside", "Content shift")
 SCHEMES = ("light", "dark")
 LABELS = "#files a[download='labels.png']"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Any, server: Server) -> Iterator[Any]:
-    with visit(browser, server) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return render(20_000_033, 128)
-
-
-@pytest.fixture(scope="module")
-def file(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("uploads") / "scene.png"
-    scene.image.save(file)
-    return file
-
-
-def tab(page: Any, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def test_a_visitor_segments_a_picture(page: Any, file: Path, scene: Scene, tmp_path: Path) -> None:

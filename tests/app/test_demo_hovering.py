@@ -59,6 +59,8 @@ def test_what_is_sent_can_be_read_back() -> None:
         assert np.abs(values - naive(ONE, target).numpy()).max() < 0.5 / 127.5 + 1e-4
         assert decoded(one["picture"]).getpixel((3, 3)) == picture.getpixel((3, 3))
     assert len(json.loads(hover(ONE, pictures[0]))) == 1
+    larger = json.loads(hover(ONE, pictures[0], (TWO, pictures[1]), [(600, 400), (80, 120)]))
+    assert [one["size"] for one in larger] == [[600, 400], [80, 120]]
 
 
 def test_activations_are_grouped_by_their_place() -> None:

@@ -50,6 +50,11 @@ def test_a_point_is_found_where_it_was_moved() -> None:
     assert found.there is not None and found.here.size == found.there.size == (512, 512)
     with pytest.raises(ValueError, match="64, 3 is outside"):
         similar(one, picture, (64, 3))
+    large = similar(one, picture, (200, 140), (two, picture), [(640, 320), (128, 64)])  # as they were before reduction
+    place = [int(word) for word in large.said.replace(",", "").replace(":", "").split() if word.isdecimal()]
+    assert place[:2] == [200, 140] and abs(place[2] - 72) <= 2 and abs(place[3] - 44) <= 1
+    with pytest.raises(ValueError, match="640, 3 is outside"):
+        similar(one, picture, (640, 3), sizes=[(640, 320)])
 
 
 def test_similarity_is_brightest_at_the_point_itself() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from .. import uploads
-from ..boundary import brings_into_view, run_and_cancel, timed, upload
+from ..boundary import blanks, brings_into_view, run_and_cancel, timed, upload
 from ..hovering import hover
 from ..looking import Look, attention, components, features, grouped, heads, layers, shown_size, similar
 from ..models import Loaded
@@ -80,7 +80,7 @@ def _inputs(shared: Shared) -> list[Any]:
     quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", **LOOKS_UP)
     opened = [preset.focus, place.focus, place.input, chosen.focus, model.change]
     gr.on(opened, offer, [model, place], [preset, place, chosen], **quiet)
-    preset.input(fill, [model, preset], chosen, **quiet)
+    preset.select(fill, [model, preset], chosen, **quiet)
     return [picture, model, prompt, t, seed, chosen]
 
 
@@ -119,6 +119,7 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
 
     event = run.click(show, asked, pictures, api_name="components", **RUNS)
     brings_into_view(run, "#features")
+    blanks(asked[0], [pictures])
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
@@ -162,6 +163,8 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
         here.select(clicked_again, asked[0], place, preprocess=False, **quiet),
     ):
         events.append(point.then(find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS))
+    for picture in (asked[0], second):
+        blanks(picture, outputs, [None, None, ""])
     stop.click(None, cancels=events, queue=False, api_visibility="private")
 
 
@@ -180,13 +183,17 @@ def _hovering(shared: Shared, inputs: list[Any]) -> None:
     ) -> str:  # fmt: skip
         step = timed(progress)
         look = _look(prompt, t, seed, shared.limits)
-        pictures = [shared.picture(one) for one in ([picture, second] if second else [picture])]
+        given = [picture, second] if second else [picture]
+        images = [shared.picture(one) for one in given]
         loaded = _loaded(shared, model, step)
         ids = _ids(loaded, activations, shared.limits)
-        shown = [(features(loaded, image, look, ids, shared.features, step), image) for image in pictures]
-        return hover(*shown[0], *shown[1:])
+        found, *other = [(features(loaded, image, look, ids, shared.features, step), image) for image in images]
+        sizes = [uploads.full_size(one, shared.folder, shared.limits) for one in given]
+        return hover(*found, other[0] if other else None, sizes)
 
     event = run.click(prepare, inputs, view, api_visibility="private", **RUNS)
+    for picture in (inputs[0], inputs[-1]):
+        blanks(picture, [view], [""])
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
@@ -210,17 +217,17 @@ def _find(shared: Shared) -> Callable[..., Coroutine[Any, Any, tuple[str, str | 
         """
         limits, step = shared.limits, timed(progress)
         look = _look(prompt, t, seed, limits)
-        image, full = shared.picture(picture), uploads.full_size(picture, shared.folder, limits)
+        image = shared.picture(picture)
+        sizes = [uploads.full_size(one, shared.folder, limits) for one in (picture, second) if one is not None]
         point = (
-            uploads.whole(column, "column", 0, full[0] - 1) * image.width // full[0],
-            uploads.whole(row, "row", 0, full[1] - 1) * image.height // full[1],
-        )
+            uploads.whole(column, "column", 0, sizes[0][0] - 1), uploads.whole(row, "row", 0, sizes[0][1] - 1)
+        )  # fmt: skip
         loaded = _loaded(shared, model, step)
         ids = _ids(loaded, activations, limits)
         found = features(loaded, image, look, ids, shared.features, step)
         other = None if second is None else shared.picture(second)
         across = None if other is None else (features(loaded, other, look, ids, shared.features, step), other)
-        here, there, said = similar(found, image, point, across)
+        here, there, said = similar(found, image, point, across, sizes)
         return shared.files.picture(here), None if there is None else shared.files.picture(there), said
 
     return find
@@ -273,8 +280,9 @@ def _attention_tab(shared: Shared, asked: list[Any]) -> None:
     events: list[Any] = [
         run.click(show, inputs, outputs, api_name="attention", **RUNS),
         word.submit(show, inputs, outputs, api_visibility="private", **RUNS),
-        layer.input(show, inputs, outputs, api_visibility="private", **RUNS),
+        layer.select(show, inputs, outputs, api_visibility="private", **RUNS),
     ]
+    blanks(asked[0], [pictures, said], [None, ""])
     stop.click(None, cancels=events, queue=False, api_visibility="private")
 
 

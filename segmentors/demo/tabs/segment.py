@@ -19,7 +19,7 @@ from segmentors.training_free.pictures import palette
 from segmentors.training_free.rescaling import Rescale
 
 from .. import uploads
-from ..boundary import annotated, brings_into_view, run_and_cancel, sent, timed, upload
+from ..boundary import annotated, blanks, brings_into_view, run_and_cancel, sent, timed, upload
 from ..pictures import colour_map, covered, masks, score_maps
 from ..scenes import scene
 from ..segmenting import Answer, Question, answer
@@ -27,6 +27,7 @@ from ..settings import Limits
 from ..shared import RUNS, Shared
 
 SEEDS, MOST_K = 2**31 - 1, 10
+CHOOSE = "Choose a picture or an example, and name what to look for."
 EDGES = ("none", "pamr")  # the third way, a CRF, needs a package that is built on the spot
 SCENES = (33, 13, 41, 40)
 PHOTOGRAPHS = {
@@ -100,7 +101,7 @@ def _outputs() -> tuple[list[Any], gr.Slider]:
     result = gr.AnnotatedImage(
         label="Labels", height=420, elem_id="result", elem_classes="labels", buttons=["fullscreen"]
     )
-    said = gr.Markdown("Choose a picture or an example, and name what to look for.", elem_classes="said")
+    said = gr.Markdown(CHOOSE, elem_classes="said")
     opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the colours", elem_id="opacity")
     with gr.Tab("Compare"):
         gr.Markdown(
@@ -152,20 +153,25 @@ def _photographs() -> list[list[Any]]:
 
 def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Button, stop: gr.Button) -> None:
     segment = _segment(shared, outputs)
-    shown_before = gr.Checkbox(False, visible=False)  # a gr.State would not come without preprocessing
+    shown_of = gr.Textbox("", visible=False)  # a gr.State would not come without preprocessing
+    empty = [None, CHOOSE, None, None, None, None]
 
     @shared.with_model
-    def again(before: bool, *given: Any) -> Any:
-        """Only once there is a result; until then, a visitor is still choosing."""
-        return segment(*given) if before and given[0] and given[1] else (gr.skip(),) * len(outputs)
+    def again(before: str, *given: Any) -> Any:
+        """Only once there is a result of this picture; until then, a visitor is still choosing."""
+        if not isinstance(given[0], dict) or given[0].get("path") != before:
+            return (gr.skip(),) * len(outputs)
+        return segment(*given) if given[1] else [sent(one, value) for one, value in zip(outputs, empty, strict=True)]
 
     event = run.click(shared.with_model(segment), inputs, outputs, postprocess=False, api_name="segment", **RUNS)
     brings_into_view(run, "#result")
-    event.success(lambda: True, None, shown_before, api_visibility="private", queue=False)
+    seen = "(picture, result) => result && picture ? picture.path : ''"
+    event.success(None, [inputs[0], outputs[0]], shown_of, js=seen, api_visibility="private", queue=False)
+    blanks(inputs[0], outputs, empty)
     _, classes, background, _, _, _, _, _, threshold, *choices, opacity = inputs
     quick = gr.on(
-        [classes.input, background.input, threshold.release, opacity.release, *(one.input for one in choices)],
-        again, [shown_before, *inputs], outputs, api_visibility="private", trigger_mode="always_last",
+        [one.change for one in (classes, background, threshold, opacity, *choices)],
+        again, [shown_of, *inputs], outputs, api_visibility="private", trigger_mode="always_last",
         show_progress="minimal", postprocess=False, **RUNS,
     )  # fmt: skip
     stop.click(None, cancels=[event, quick], queue=False, api_visibility="private")

@@ -10,7 +10,7 @@ import gradio as gr
 from diffusion_features.suppression.gate import ANCHOR, LEVEL, RULE
 
 from .. import uploads
-from ..boundary import brings_into_view, run_and_cancel, timed, upload
+from ..boundary import blanks, brings_into_view, run_and_cancel, timed, upload
 from ..files import Titled
 from ..looking import Look
 from ..shared import LOOKS_UP, RUNS, Shared
@@ -21,6 +21,7 @@ A model that looks at a noisy picture imagines what the noise destroyed, and its
 Techniques made for generation can hold them. The test repaints the picture from noise with and without each of them,
 and compares the edges of features; the table says which are worth using.
 """
+LONG = "The test takes a while; more techniques and draws take longer."
 FIRST = [FINER, DENOISE, GUIDED]
 T, DRAWS, MOST_DRAWS, SEEDS = 50, 4, 8, 2**31 - 1
 
@@ -32,7 +33,7 @@ def build(shared: Shared) -> None:
             asked = _inputs(shared)
             run, stop = run_and_cancel("Test", "gate")
         with gr.Column(scale=8, min_width=300):
-            said = gr.Markdown("The test takes a while; more techniques and draws take longer.", elem_classes="said")
+            said = gr.Markdown(LONG, elem_classes="said")
             pictures = gr.Gallery(
                 label="Repainted by the model", show_label=False, columns=3, height="auto", object_fit="contain",
                 format="png", elem_id="repainted",
@@ -46,6 +47,7 @@ def build(shared: Shared) -> None:
                 gr.Markdown(f"{RULE[0].upper()}{RULE[1:]}", elem_classes="hint")
     event = run.click(_run(shared), asked, [pictures, table, said], api_name="gate", **RUNS)
     brings_into_view(run, "#repainted")
+    blanks(asked[0], [pictures, table, said], [None, None, LONG])
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
