@@ -31,7 +31,7 @@ def test_a_visitor_segments_a_picture(page: Any, file: Path, scene: Scene, tmp_p
     names = [*scene.classes]
     put(page, "#picture", file)
     choose(page, "#classes", *names)
-    caption = ", ".join([scene.caption, *names])  # of no other test: the model has to run
+    caption = f"a photo of {' and '.join(names)}"  # of no other test: the model has to run
     page.get_by_label("Caption").first.fill(caption)
     page.locator("#run").click()
     said(page, "by a run of the model")
