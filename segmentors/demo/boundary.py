@@ -60,10 +60,16 @@ def run_and_cancel(label: str, name: str) -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
-def blanks(picture: gr.Image, outputs: Sequence[gr.components.Component], values: Sequence[Any] | None = None) -> None:
-    """From now on, what was found in a picture goes when it does; ``values`` stand there instead, or nothing."""
-    empty = json.dumps([None] * len(outputs) if values is None else [*values])
-    picture.change(None, None, [*outputs], js=f"() => {empty}", queue=False, api_visibility="private")
+def blanks(picture: gr.Image, found: Mapping[gr.components.Component, Any], runs: Sequence[Any]) -> None:
+    """From now on, what was found in a picture goes when it does, and so do ``runs`` that are not done.
+
+    Args:
+        found: output → what stands there instead.
+        runs: events.
+    """
+    quiet: dict[str, Any] = dict(queue=False, api_visibility="private")
+    picture.change(None, None, [*found], js=f"() => {json.dumps([*found.values()])}", **quiet)
+    picture.change(None, cancels=[*runs], **quiet)
 
 
 def brings_into_view(run: gr.Button, place: str) -> None:

@@ -30,7 +30,9 @@ async function read() {
     ...one, image: await loaded(one.picture), values: bytes(await loaded(one.similar)),
   })));
   canvases().forEach((canvas, i) => { canvas.hidden = i >= shown.length; });
-  if (shown.length) {
+  if (!shown.length) {
+    element.querySelector("output").textContent = "";
+  } else {
     cell = shown[0].grid.map((side) => Math.floor(side / 2));
     draw();
   }

@@ -38,10 +38,31 @@ CSS = """
 
 HEAD = """
 <script>
-// A press that leaves a field can move what is below it, when the last word becomes a chip: the button keeps the press.
+// A press that leaves a field can move what is below it, when the last word becomes a chip: the button keeps the press,
+// unless it ends where the button was not.
+let pressed;
 document.addEventListener("pointerdown", (event) => {
-  event.target.closest?.("button.primary")?.setPointerCapture(event.pointerId);
+  const button = event.target.closest?.("button.primary");
+  pressed = button && { button, box: button.getBoundingClientRect() };
+  button?.setPointerCapture(event.pointerId);
 }, true);
+document.addEventListener("pointerup", ({ clientX: x, clientY: y }) => {
+  if (pressed) {
+    const { left, right, top, bottom } = pressed.box;
+    pressed.undone = x < left || x > right || y < top || y > bottom;
+  }
+}, true);
+document.addEventListener("click", (event) => {
+  if (pressed?.undone && pressed.button.contains(event.target)) event.stopImmediatePropagation();
+  pressed = undefined;
+}, true);
+// A slider that is moved by keys is let go of when the key is.
+const KEYS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"];
+document.addEventListener("keyup", (event) => {
+  if (event.target.matches?.("input[type=range]") && KEYS.includes(event.key)) {
+    event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  }
+});
 </script>
 """
 

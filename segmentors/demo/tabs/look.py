@@ -80,7 +80,7 @@ def _inputs(shared: Shared) -> list[Any]:
     quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", **LOOKS_UP)
     opened = [preset.focus, place.focus, place.input, chosen.focus, model.change]
     gr.on(opened, offer, [model, place], [preset, place, chosen], **quiet)
-    preset.select(fill, [model, preset], chosen, **quiet)
+    preset.change(fill, [model, preset], chosen, **quiet)
     return [picture, model, prompt, t, seed, chosen]
 
 
@@ -119,7 +119,7 @@ def _components_tab(shared: Shared, asked: list[Any]) -> None:
 
     event = run.click(show, asked, pictures, api_name="components", **RUNS)
     brings_into_view(run, "#features")
-    blanks(asked[0], [pictures])
+    blanks(asked[0], {pictures: None}, [event])
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
@@ -164,7 +164,7 @@ def _similarity_tab(shared: Shared, asked: list[Any]) -> None:
     ):
         events.append(point.then(find, inputs, outputs, api_visibility="private", trigger_mode="always_last", **RUNS))
     for picture in (asked[0], second):
-        blanks(picture, outputs, [None, None, ""])
+        blanks(picture, {here: None, there: None, said: ""}, events)
     stop.click(None, cancels=events, queue=False, api_visibility="private")
 
 
@@ -193,7 +193,7 @@ def _hovering(shared: Shared, inputs: list[Any]) -> None:
 
     event = run.click(prepare, inputs, view, api_visibility="private", **RUNS)
     for picture in (inputs[0], inputs[-1]):
-        blanks(picture, [view], [""])
+        blanks(picture, {view: ""}, [event])
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
@@ -280,9 +280,9 @@ def _attention_tab(shared: Shared, asked: list[Any]) -> None:
     events: list[Any] = [
         run.click(show, inputs, outputs, api_name="attention", **RUNS),
         word.submit(show, inputs, outputs, api_visibility="private", **RUNS),
-        layer.select(show, inputs, outputs, api_visibility="private", **RUNS),
+        layer.change(show, inputs, outputs, api_visibility="private", **RUNS),
     ]
-    blanks(asked[0], [pictures, said], [None, ""])
+    blanks(asked[0], {pictures: None, said: ""}, events)
     stop.click(None, cancels=events, queue=False, api_visibility="private")
 
 

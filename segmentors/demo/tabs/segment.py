@@ -85,7 +85,7 @@ def _inputs(shared: Shared) -> list[Any]:
             how = gr.Dropdown([*get_args(Background)], value="offset", label="Background score", filterable=False)
         edges = gr.Dropdown(
             [*EDGES], value="none", label="Edges", filterable=False, elem_id="edges",
-            info="pamr spreads scores to neighbouring pixels of like colour: finer, and slower on large pictures.",
+            info="pamr spreads scores to neighbouring pixels of like colour: finer, and a little slower.",
         )  # fmt: skip
     return [picture, classes, background, caption, model, t, seed, k, threshold, heads, layers, rescale, how, edges]
 
@@ -158,7 +158,7 @@ def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Butto
 
     @shared.with_model
     def again(before: str, *given: Any) -> Any:
-        """Only once there is a result of this picture; until then, a visitor is still choosing."""
+        """Only of a picture that was asked about; until then, a visitor is still choosing."""
         if not isinstance(given[0], dict) or given[0].get("path") != before:
             return (gr.skip(),) * len(outputs)
         return segment(*given) if given[1] else [sent(one, value) for one, value in zip(outputs, empty, strict=True)]
@@ -167,13 +167,13 @@ def _events(shared: Shared, inputs: list[Any], outputs: list[Any], run: gr.Butto
     brings_into_view(run, "#result")
     seen = "(picture, result) => result && picture ? picture.path : ''"
     event.success(None, [inputs[0], outputs[0]], shown_of, js=seen, api_visibility="private", queue=False)
-    blanks(inputs[0], outputs, empty)
     _, classes, background, _, _, _, _, _, threshold, *choices, opacity = inputs
     quick = gr.on(
-        [one.change for one in (classes, background, threshold, opacity, *choices)],
+        [threshold.release, opacity.release, *(one.change for one in (classes, background, *choices))],
         again, [shown_of, *inputs], outputs, api_visibility="private", trigger_mode="always_last",
         show_progress="minimal", postprocess=False, **RUNS,
     )  # fmt: skip
+    blanks(inputs[0], {**dict(zip(outputs, empty, strict=True)), shown_of: ""}, [event, quick])
     stop.click(None, cancels=[event, quick], queue=False, api_visibility="private")
 
 

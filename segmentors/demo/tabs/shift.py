@@ -47,7 +47,7 @@ def build(shared: Shared) -> None:
                 gr.Markdown(f"{RULE[0].upper()}{RULE[1:]}", elem_classes="hint")
     event = run.click(_run(shared), asked, [pictures, table, said], api_name="gate", **RUNS)
     brings_into_view(run, "#repainted")
-    blanks(asked[0], [pictures, table, said], [None, None, LONG])
+    blanks(asked[0], {pictures: None, table: None, said: LONG}, [event])
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
