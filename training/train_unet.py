@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument(
         "--priced", action="store_true", help="looking at words has a price in layers that are not of 16x16 cells"
     )
-    parser.add_argument("--reading", action="store_true", help="looking at anything else has it in up-level2")
+    parser.add_argument(
+        "--reading", action="store_true", help="in up-level2, looking at anything but words has that price"
+    )
     parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
     if options.shipped and options.again:

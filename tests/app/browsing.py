@@ -77,6 +77,10 @@ def choose(page: Any, place: str, *words: str) -> None:
     field.press("Escape")
 
 
+def numbers(words: str) -> list[int]:
+    return [int(word) for word in words.replace(",", "").replace(":", "").split() if word.isdecimal()]
+
+
 def tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 

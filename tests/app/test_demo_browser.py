@@ -17,7 +17,7 @@ from PIL import Image
 from diffusion_features.activations import presets
 from diffusion_features.embedded import Scene
 from segmentors import Method
-from tests.app.browsing import PATIENCE, choose, expected, found, legend, put, said, shoot, tab, visit
+from tests.app.browsing import PATIENCE, choose, expected, found, legend, numbers, put, said, shoot, tab, visit
 from tests.app.serving import Server
 
 pytestmark = pytest.mark.slow  # minutes, and it needs a browser
@@ -148,10 +148,6 @@ def hovered(page: Any) -> None:
     after = numbers(words.inner_text())
     assert after[0] < before[0] and after[1] == before[1]
     shoot(page, "app_hover")
-
-
-def numbers(words: str) -> list[int]:
-    return [int(word) for word in words.replace(",", "").replace(":", "").split() if word.isdecimal()]
 
 
 def test_content_shift_is_tested(page: Any, file: Path) -> None:

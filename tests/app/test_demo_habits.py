@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from diffusion_features.embedded import Scene
-from tests.app.browsing import choose, expected, found, legend, put, said, tab
+from tests.app.browsing import choose, expected, found, legend, numbers, put, said, tab
 
 pytestmark = pytest.mark.slow  # it needs a browser
 
@@ -199,6 +199,5 @@ def test_points_are_told_in_pixels_of_the_picture_as_it_was_sent(page: Any, scen
     page.get_by_role("spinbutton", name="Row").fill("900")
     page.locator("#find").click()
     page.locator("#matched").get_by_text("is most like column").wait_for()
-    words = page.locator("#matched").inner_text().replace(",", "").replace(":", "").split()
-    place = [int(word) for word in words if word.isdecimal()]
+    place = numbers(page.locator("#matched").inner_text())
     assert place[:2] == [1500, 900] and abs(place[2] - 1500) <= 16 and abs(place[3] - 900) <= 16
