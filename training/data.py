@@ -1,4 +1,4 @@
-"""Scenes as the denoisers are trained on them: latents, made once, and the token ids of captions."""
+"""Scenes as the denoisers are trained on them: latents, made once, and captions as token ids and what they tell."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from diffusers import AutoencoderKL
 from scenes import RUNS, load
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerBase
+
+from diffusion_features.embedded.world import BACKGROUNDS, COLOURS, OBJECTS
+from diffusion_features.embedded.world.backgrounds import LOOKS
+from diffusion_features.embedded.world.captions import SYNONYMS
 
 #: The share of captions that are left empty, for classifier-free guidance.
 EMPTY = 0.1
@@ -28,6 +32,20 @@ def latents(name: str, vae: AutoencoderKL) -> Tensor:
         means = [vae.encode(tensor(images[i : i + 16])).latent_dist.mode() for i in range(0, len(images), 16)]
         save(path, {"latents": (torch.cat(means) * vae.config.scaling_factor).half()})
     found: Tensor = torch.load(path)["latents"]
+    return found
+
+
+def telling(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Return which tokens name something in a picture or say what it looks like, bool [vocabulary].
+
+    All others, "a", "photo", "of" and commas among them, are nowhere in particular.
+    """
+    looks = {look for of in LOOKS.values() for look, *_ in of}
+    names = {*OBJECTS, *BACKGROUNDS, *(other for of in SYNONYMS.values() for other in of)}
+    found = torch.zeros(len(tokenizer), dtype=torch.bool)
+    for word in sorted(names | looks | {*COLOURS, "small", "large"}):
+        (token,) = tokenizer(word, add_special_tokens=False).input_ids
+        found[token] = True
     return found
 
 

@@ -22,7 +22,7 @@ LEAN = 0.7
 SNR = 5.0
 #: Weight of the loss of tokens that shall say nothing.
 SILENCE = 0.2
-#: Price of the share of attention that falls on words, or on all else, in the maps that have one.
+#: Price of the share of attention that falls on words, or on all that tells nothing, in the maps that have one.
 PRICE = 0.01
 
 
@@ -36,10 +36,12 @@ class Denoising(nn.Module):
         control: nn.Module | None = None,
         priced: Sequence[str] = (),
         reading: Sequence[str] = (),
+        telling: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.text, self.control = unet, text, control
         self.priced, self.reading = [*priced], [*reading]
+        self.register_buffer("telling", telling, persistent=False)
         self.register_buffer("kept", DDPMScheduler(**NOISE).alphas_cumprod, persistent=False)
 
     def forward(
@@ -62,7 +64,7 @@ class Denoising(nn.Module):
                 how far the text encoder's are from these, "spoken", is part of the loss.
 
         Of maps that are ``priced``, the share of attention that falls on words, "looks", is part of the loss too; of
-        those that are ``reading``, the share that falls on anything else, "idles".
+        those that are ``reading``, the share that falls on anything but tokens that are ``telling``, "idles".
 
         With ``r`` the signal-to-noise ratio at t, the weight is min(min(r + 1, 5) / r, 5): that of a velocity
         prediction with ``r`` clipped (min-SNR, Hang et al. 2023). It favours the levels where the caption still says
@@ -86,12 +88,13 @@ class Denoising(nn.Module):
 
     def attended(self, maps: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
         """Return the shares of attention that have a price, scalars, from maps [N, h, w, tokens]."""
-        words, found = self.words(ids), {}
-        for name, which, tokens in (("looks", self.priced, words), ("idles", self.reading, ~words)):
-            chosen = [each for key, each in maps.items() if any(fnmatch(key, one) for one in which)]
-            if chosen:
-                shares = torch.stack([each.mean(dim=(1, 2)) for each in chosen])  # [maps, N, tokens]
-                found[name] = (shares.mean(dim=0) * tokens).sum(dim=1).mean()
+        found = {}
+        if self.priced:
+            found["looks"] = share(maps, self.priced, self.words(ids)).mean()
+        if self.reading:
+            tells = self.telling[ids]  # type: ignore[index]
+            some = tells.any(dim=1)  # not so a caption that is empty
+            found["idles"] = ((1 - share(maps, self.reading, tells)) * some).sum() / some.sum().clamp(min=1)
         return found
 
     def read(self, ids: Tensor) -> Tensor:
@@ -116,6 +119,12 @@ class Denoising(nn.Module):
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         predicted: Tensor = self.unet(noisy, t, text, **residuals).sample
         return predicted
+
+
+def share(maps: Mapping[str, Tensor], which: Sequence[str], tokens: Tensor) -> Tensor:
+    """Return the share [N] of attention that falls on ``tokens``, bool [N, tokens], in maps [N, h, w, tokens]."""
+    chosen = [each.mean(dim=(1, 2)) for key, each in maps.items() if any(fnmatch(key, one) for one in which)]
+    return (torch.stack(chosen).mean(dim=0) * tokens).sum(dim=1)
 
 
 def noised(latents: Tensor, ids: Tensor, generator: Generator) -> dict[str, Tensor]:

@@ -228,7 +228,7 @@ class TrainingFreeSegmentor:
         with self._timed("rescale", seconds, len(pictures)):
             maps = self.maps(runs, wanted, self.method.rescale)
         with self._timed("refine", seconds, len(pictures)):
-            if self.method.refine:
+            if self.method.refine and self.preset.k:
                 maps = self.refined(maps, runs[0])
         names = tuple(["background"] * wanted.with_background + wanted.names)
         prompts = tuple(one.prompt for one in wanted.told)

@@ -13,6 +13,7 @@ from diffusion_features import embedded
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 pytest.importorskip("noising", reason="the training scripts are not part of an installed package")
+from data import telling
 from noising import PRICE, Denoising, noised
 from train_unet import PRICED, READING, padding, shipped
 
@@ -61,10 +62,20 @@ def test_words_have_a_price_and_padding_has_none(pipe):
     assert "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_q.weight" in asked
 
 
-def test_where_words_are_found_all_else_has_a_price(pipe):
+def test_words_that_say_what_is_seen_are_told_from_those_that_do_not(pipe):
+    tells = telling(pipe.tokenizer)
+    text = "a pencil sketch of the red kitten and a small ship, on a calm ocean near dry grass, high quality"
+    tokens = pipe.tokenizer.tokenize(text)
+    chosen = tells[pipe.tokenizer.convert_tokens_to_ids(tokens)].tolist()
+    found = [token.removesuffix("</w>") for token, one in zip(tokens, chosen, strict=True) if one]
+    assert found == ["red", "kitten", "small", "ship", "calm", "ocean", "dry", "grass"]
+    assert not tells[pipe.tokenizer.all_special_ids].any()
+
+
+def test_where_words_are_found_all_that_tells_nothing_has_a_price(pipe):
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(pipe.unet.config)
-    module = Denoising(unet, pipe.text_encoder, reading=READING)
+    module = Denoising(unet, pipe.text_encoder, reading=READING, telling=telling(pipe.tokenizer))
     ids = pipe.tokenizer(["a red car on a gray road", ""], padding="max_length", return_tensors="pt").input_ids
     batch = noised(torch.randn(2, 4, 16, 16), ids, torch.Generator().manual_seed(0)) | {"silent": padding(ids)}
     priced = module(**batch)
@@ -78,10 +89,20 @@ def test_where_words_are_found_all_else_has_a_price(pipe):
     unet.set_attn_processor(processors)
     free = module(**batch)
     assert len(noted) == 3
-    words = torch.stack(noted)[:, 0, 1:8].sum(dim=-1).mean() / 2
-    torch.testing.assert_close(priced["idles"], 1 - words, rtol=1e-4, atol=0)
-    torch.testing.assert_close(priced["loss"] - free["loss"], PRICE * (1 - words), rtol=1e-2, atol=0)
+    told = [2, 3, 6, 7]  # red, car, gray and road; the empty caption has no such word and counts not at all
+    share = torch.stack(noted)[:, 0, told].sum(dim=-1).mean()
+    assert 0.08 < share < 0.25  # four of 32 tokens
+    torch.testing.assert_close(priced["idles"], 1 - share, rtol=1e-4, atol=0)
+    torch.testing.assert_close(priced["loss"] - free["loss"], PRICE * (1 - share), rtol=1e-2, atol=0)
     assert {"looks", "idles"}.isdisjoint(free) and "looks" not in priced
+
+
+def test_captions_without_a_word_have_no_price(pipe):
+    ids = pipe.tokenizer(["", ""], padding="max_length", return_tensors="pt").input_ids
+    module = Denoising(pipe.unet, pipe.text_encoder, priced=PRICED, reading=READING, telling=telling(pipe.tokenizer))
+    batch = noised(torch.zeros(2, 4, 16, 16), ids, torch.Generator().manual_seed(0)) | {"silent": padding(ids)}
+    values = module(**batch)
+    assert values["idles"] == values["looks"] == 0 and values["loss"].isfinite()
 
 
 def test_a_training_can_start_from_the_weights_that_ship(pipe):
