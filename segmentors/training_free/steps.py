@@ -31,9 +31,9 @@ def steps(
 
     Returns:
         Step → (K, h, w) in [0, 1], of which each begins with what the one before gave: ``raw`` (heads and layers
-        averaged), ``aggregated`` (weighted), ``rescaled`` and ``refined``. Raw and aggregated maps are blurred and
-        stretched as the rescaled ones are. Behind the classes' maps comes, if anything is named as background, the
-        highest of its maps.
+        averaged), ``aggregated`` (weighted), ``rescaled`` and, if the preset refines, ``refined``. Raw and aggregated
+        maps are blurred and stretched as the rescaled ones are. Behind the classes' maps comes, if anything is named
+        as background, the highest of its maps.
     """
     caption = segmentor.caption_of(image) if caption is None else caption
     wanted, method = segmentor.wanted(classes, background, caption), segmentor.method
@@ -46,6 +46,7 @@ def steps(
         "aggregated": segmentor.maps(weighted, wanted, "none"),
         "rescaled": segmentor.maps(weighted, wanted, method.rescale),
     }
-    found["refined"] = segmentor.refined(found["rescaled"], weighted[0])
+    if segmentor.preset.k:
+        found["refined"] = segmentor.refined(found["rescaled"], weighted[0])
     shown = len(wanted.names) + bool(wanted.behind)
     return {step: maps[0, :shown] for step, maps in found.items()}

@@ -194,6 +194,19 @@ def test_steps_end_with_what_the_segmentor_scores(fx: FeatureExtractor) -> None:
     assert torch.allclose(F.interpolate(found["raw"][None], (64, 64), mode="bilinear")[0], plain, atol=1e-5)
 
 
+@pytest.mark.parametrize("rescale", ["sum", "sum-raw"])
+def test_a_preset_that_does_not_refine_has_no_such_step(fx: FeatureExtractor, rescale: Any) -> None:
+    method = Method(rescale=rescale)
+    preset = replace(TrainingFreeSegmentor(fx).preset, k=0)
+    segmentor = TrainingFreeSegmentor(fx, preset, method)
+    found = steps(segmentor, photo(), ["cat", "dog"])
+    assert [*found] == ["raw", "aggregated", "rescaled"]
+    end = F.interpolate(found["rescaled"][None], (64, 64), mode="bilinear")[0]
+    assert torch.allclose(end, segmentor(photo(), ["cat", "dog"]).scores, atol=1e-5)
+    without = TrainingFreeSegmentor(fx, preset, replace(method, refine=False))(photo(), ["cat", "dog"])
+    assert torch.equal(segmentor(photo(), ["cat", "dog"]).scores, without.scores)
+
+
 def test_steps_with_a_background_are_those_of_the_same_call(fx: FeatureExtractor) -> None:
     result = segment(fx, photo(), classes=["cat", "dog"], background=["grass", "red"])
     found = steps(TrainingFreeSegmentor(fx), photo(), ["cat", "dog"], ["grass", "red"])
