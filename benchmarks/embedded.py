@@ -47,12 +47,14 @@ def psnr(pipe: DiffusionPipeline, scene: Scene) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(y, x)))
 
 
-def class_maps(fx: FeatureExtractor, scene: Scene, t: int, seed: int) -> torch.Tensor:
+def class_maps(fx: FeatureExtractor, scene: Scene, t: int, seed: int, backwards: bool = False) -> torch.Tensor:
     """Return one map per class of ``scene.classes``, each spanning 0..1: float32 [classes, GRID, GRID].
 
-    The plain mean over all heads and cross-attention layers of one forward, and over the tokens of a word.
+    The plain mean over all heads and cross-attention layers of one forward, and over the tokens of a word. The prompt
+    names backgrounds first and objects then, or, ``backwards``, the other way round.
     """
-    prompt = "a photo of " + " and ".join(scene.classes)
+    names = scene.classes[::-1] if backwards else scene.classes
+    prompt = "a photo of " + " and ".join(names)
     captured = fx(scene.image, prompt, t=t, seed=seed, activations="*-cross-map", heads="mean")
     mean = torch.stack([on_grid(tensor[0, 0]) for tensor in captured.values()]).mean(dim=0)
     spans = find_phrases(prompt, {name: [name] for name in scene.classes})
@@ -90,9 +92,9 @@ def iou(counts: Sequence[torch.Tensor]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def segmentation(fx: FeatureExtractor, drawn: Sequence[Scene], t: int) -> dict[str, Any]:
+def segmentation(fx: FeatureExtractor, drawn: Sequence[Scene], t: int, backwards: bool = False) -> dict[str, Any]:
     """Return the IoU of each class and their mean, of plain cross-attention against the truth."""
-    return iou([counted(class_maps(fx, scene, t, seed), scene) for seed, scene in enumerate(drawn)])
+    return iou([counted(class_maps(fx, scene, t, seed, backwards), scene) for seed, scene in enumerate(drawn)])
 
 
 @torch.no_grad()
@@ -168,6 +170,7 @@ def measure(fx: FeatureExtractor, drawn: Sequence[Scene], timesteps: Sequence[in
     result["denoising"] = denoising(fx, drawn)
     for t in timesteps:
         result[f"iou_t{t}"] = segmentation(fx, drawn, t)
+    result[f"iou_t{timesteps[0]}_backwards"] = segmentation(fx, drawn, timesteps[0], backwards=True)
     result["iou_untrained"] = segmentation(untrained(fx), drawn, timesteps[0])
     result["iou_ceiling"] = iou([ceiling(s, finest(fx)) for s in drawn])
     return result

@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 def _grid() -> list[Row]:
-    """The method's three parts, each on or off, all refined."""
+    """The method's three parts, each on or off, refined as often as the preset says."""
     return [
         Row(
             f"heads {h}, layers {la}, rescale {r}",

@@ -39,6 +39,8 @@ class Denoising(nn.Module):
         telling: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if reading and telling is None:
+            raise ValueError("reading needs telling: which tokens say what is seen")
         self.unet, self.text, self.control = unet, text, control
         self.priced, self.reading = [*priced], [*reading]
         self.register_buffer("telling", telling, persistent=False)
@@ -79,12 +81,12 @@ class Denoising(nn.Module):
             text = torch.where(silent[..., None], nothing, text)
         with capture(self.unet, watched, heads="mean", grad=True) if watched else nullcontext({}) as maps:
             predicted = self.predict(noisy, t, text, ids, hint)
-        looks = self.attended(maps, ids)
+        shares = self.attended(maps, ids)
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
-        loss = (weight * each).mean() + SILENCE * sum(spoken.values()) + PRICE * sum(looks.values())
-        return {"loss": loss, "plain": each.mean().detach(), **spoken, **looks}
+        loss = (weight * each).mean() + SILENCE * sum(spoken.values()) + PRICE * sum(shares.values())
+        return {"loss": loss, "plain": each.mean().detach(), **spoken, **shares}
 
     def attended(self, maps: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
         """Return the shares of attention that have a price, scalars, from maps [N, h, w, tokens]."""
@@ -93,7 +95,7 @@ class Denoising(nn.Module):
             found["looks"] = share(maps, self.priced, self.words(ids)).mean()
         if self.reading:
             tells = self.telling[ids]  # type: ignore[index]
-            some = tells.any(dim=1)  # not so a caption that is empty
+            some = tells.any(dim=1)  # captions without such a word do not count
             found["idles"] = ((1 - share(maps, self.reading, tells)) * some).sum() / some.sum().clamp(min=1)
         return found
 

@@ -36,7 +36,7 @@ BATCH, EVERY = {"small": 32, "large": 16}, {"small": 1, "large": 4}
 #: Cross-attention outside the layers of 16x16 cells, which find words at the native size. These hardly do, and are in
 #: every plain average.
 PRICED = [f"{part}-*-cross-map" for part in ("down-level0", "down-level2", "mid", "up-level1", "up-level3")]
-#: The layers that find words best. There, looking at anything but words that say what is seen has the price.
+#: The layers that find words best. There, looking at any token that does not say what is seen has the price.
 READING = ["up-level2-*-cross-map"]
 #: Tokens that a prompt is padded to; one caption in a hundred is longer. Padding draws attention from the words.
 TOKENS = 32
@@ -148,7 +148,9 @@ def main() -> None:
         "--priced", action="store_true", help="looking at words has a price in layers that are not of 16x16 cells"
     )
     parser.add_argument(
-        "--reading", action="store_true", help="in up-level2, looking at words that tell nothing has that price"
+        "--reading",
+        action="store_true",
+        help="in up-level2, looking at tokens that do not say what is seen has that price",
     )
     parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()

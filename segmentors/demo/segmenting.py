@@ -97,7 +97,7 @@ def answer(loaded: Loaded, question: Question, runs: Runs, step: Step = lambda d
             pair, known = _run(loaded, segmentor, question, one.prompt, runs)
         pairs.append(pair)
         new = new or not known
-    step(0.7, "Refining the maps")
+    step(0.7, "Making the labels")
     ours, plain = ([pair[which] for pair in pairs] for which in (0, 1))
     labels, scores = _labelled(segmentor, ours, wanted, question, segmentor.method)
     heads = {id: maps.float().mean(dim=(1, 2)).tolist() for id, maps in ours[0].head_maps(0).items()}

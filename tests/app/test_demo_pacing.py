@@ -55,5 +55,5 @@ def test_a_segmentation_tells_how_far_it_is(tiny_model: str) -> None:
     steps: list[tuple[float, str]] = []
     answer(models(models.names[0]), question, Recent(1), lambda done, what: steps.append((done, what)))
     shares = [done for done, what in steps if what == "Running the model (1 of 1)"]
-    assert len(shares) > 20 and shares == sorted(shares) and steps[-1] == (0.7, "Refining the maps")
+    assert len(shares) > 20 and shares == sorted(shares) and steps[-1] == (0.7, "Making the labels")
     assert shares[0] < 0.1 and 0.6 < shares[-1] < 0.701, "the run seems to end far from its end"

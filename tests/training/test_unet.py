@@ -97,6 +97,11 @@ def test_where_words_are_found_all_that_tells_nothing_has_a_price(pipe):
     assert {"looks", "idles"}.isdisjoint(free) and "looks" not in priced
 
 
+def test_a_price_of_reading_needs_to_know_what_tells(pipe):
+    with pytest.raises(ValueError, match="which tokens say what is seen"):
+        Denoising(pipe.unet, pipe.text_encoder, reading=READING)
+
+
 def test_captions_without_a_word_have_no_price(pipe):
     ids = pipe.tokenizer(["", ""], padding="max_length", return_tensors="pt").input_ids
     module = Denoising(pipe.unet, pipe.text_encoder, priced=PRICED, reading=READING, telling=telling(pipe.tokenizer))
