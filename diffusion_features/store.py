@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -91,7 +92,7 @@ class Store:
                 "choose another folder, or pass --overwrite (overwrite=True) to replace them"
             )
         for left_over in [path for written in (SUFFIX, MANIFEST) for path in folder.rglob(f".*{written}.*{PARTIAL}")]:
-            left_over.unlink()
+            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
         versions = resumed.versions if resumed else []
         if (current := _versions()) not in versions[-1:]:
             versions = [*versions, current]
@@ -148,13 +149,15 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial(path)
         try:
-            partial.touch()
-            mode = partial.stat().st_mode  # the library makes files that only their owner can read
-            save_file(tensors, partial, metadata={HEADER: header})
-            partial.chmod(mode)
-            _publish(partial, path)
+            partial.mkdir(exist_ok=True)  # the library writes a file of its own beside the one that it is told
+            whole = partial / "features"
+            whole.touch()
+            mode = whole.stat().st_mode  # and makes files that only their owner can read
+            save_file(tensors, whole, metadata={HEADER: header})
+            whole.chmod(mode)
+            _publish(whole, path)
         finally:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
         self._records[key] = json.loads(header)["record"]
         self._replace()
 
@@ -259,7 +262,7 @@ def _file_name(key: str) -> str:
 
 
 def _partial(path: Path) -> Path:
-    """Where a file is written before it has its name: hidden, in the same folder, apart for each process.
+    """Where a file, or a folder with it, is written before it has its name: hidden, beside it, apart for each process.
 
     A long name gives way to its digest, because one that just fits the file system does not if anything is added.
     """

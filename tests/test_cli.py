@@ -328,7 +328,9 @@ def test_killed_and_started_again_gives_the_same_bytes(model: Path, tmp_path: Pa
     done = Store.open(killed)
     assert 3 <= len(done) < 8 and process.returncode == -signal.SIGKILL
     assert len(done) == len([*killed.glob("*.safetensors")])
-    (killed / f".7.png.safetensors.{process.pid}.part").write_bytes(b"half a file")
+    (killed / ".manifest.json.1.part").write_bytes(b"half a file")
+    (killed / ".7.png.safetensors.1.part").mkdir()
+    (killed / ".7.png.safetensors.1.part" / ".tmpAbCdEf").touch()  # what safetensors leaves of a file
 
     assert extract(model, photos, "-o", killed, *arguments) == 0
     assert contents(killed) == contents(whole)

@@ -198,7 +198,7 @@ def test_partial_files_of_long_names_are_cleaned_away(tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
 
         patch.setattr("diffusion_features.store._publish", killed)
-        patch.setattr(Path, "unlink", killed)
+        patch.setattr("diffusion_features.store.shutil.rmtree", killed)
         store.write("n" * 240, features(), {})
     assert len(list(tmp_path.glob(".*.part"))) == 1
     Store.create(tmp_path, SETTINGS)
