@@ -63,9 +63,13 @@ class Captioned:
         self.empty = ids[-1]
         self.ids = ids[:-1].view(len(captions), -1, tokens).to(torch.int16)
 
-    def draw(self, size: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows int64 [size], latents float32 [size, 4, h, w] and ids int64 [size, tokens]."""
+    def draw(self, size: int, generator: Generator) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Return which scenes and which of their captions, latents [size, 4, h, w] and ids [size, tokens].
+
+        All are int64 but for the latents, float32.
+        """
         rows = torch.randint(len(self.latents), (size,), generator=generator)
-        ids = self.ids[rows, torch.randint(self.ids.shape[1], (size,), generator=generator)].long()
+        captions = torch.randint(self.ids.shape[1], (size,), generator=generator)
         drop = torch.rand(size, generator=generator) < EMPTY
-        return rows, self.latents[rows].float(), torch.where(drop[:, None], self.empty, ids)
+        ids = torch.where(drop[:, None], self.empty, self.ids[rows, captions].long())
+        return (rows, captions), self.latents[rows].float(), ids

@@ -24,6 +24,8 @@ SNR = 5.0
 SILENCE = 0.2
 #: Price of the share of attention that falls on words, or on all that tells nothing, in the maps that have one.
 PRICE = 0.01
+#: Weight of how far attention is from where it was shown to be.
+FOLLOWING = 0.1
 
 
 class Denoising(nn.Module):
@@ -37,12 +39,13 @@ class Denoising(nn.Module):
         priced: Sequence[str] = (),
         reading: Sequence[str] = (),
         telling: Tensor | None = None,
+        following: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if reading and telling is None:
             raise ValueError("reading needs telling: which tokens say what is seen")
         self.unet, self.text, self.control = unet, text, control
-        self.priced, self.reading = [*priced], [*reading]
+        self.priced, self.reading, self.following = [*priced], [*reading], [*following]
         self.register_buffer("telling", telling, persistent=False)
         self.register_buffer("kept", DDPMScheduler(**NOISE).alphas_cumprod, persistent=False)
 
@@ -54,6 +57,7 @@ class Denoising(nn.Module):
         noise: Tensor,
         hint: Tensor | None = None,
         silent: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return "loss", weighted, "plain", the mean squared error of the noise, and its other parts (scalars).
 
@@ -64,6 +68,8 @@ class Denoising(nn.Module):
             hint: [N, 3, H, W] in [0, 1], for a ControlNet.
             silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
                 how far the text encoder's are from these, "spoken", is part of the loss.
+            shown: [N, cells, tokens], where attention shall be in the maps that are ``following``, all of it in each
+                cell or, where nothing is known, none; how far their mean is from it, "strays", is part of the loss.
 
         Of maps that are ``priced``, the share of attention that falls on words, "looks", is part of the loss too; of
         those that are ``reading``, the share that falls on anything but tokens that are ``telling``, "idles".
@@ -74,7 +80,7 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        text, spoken, watched = self.read(ids), {}, [*self.priced, *self.reading]
+        text, spoken, watched = self.read(ids), {}, [*self.priced, *self.reading, *self.following]
         if silent is not None:
             nothing = self.nothing(ids)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])
@@ -82,14 +88,16 @@ class Denoising(nn.Module):
         with capture(self.unet, watched, heads="mean", grad=True) if watched else nullcontext({}) as maps:
             predicted = self.predict(noisy, t, text, ids, hint)
         shares = self.attended(maps, ids)
+        strays = {} if shown is None else {"strays": astray(maps, self.following, shown)}
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
         loss = (weight * each).mean() + SILENCE * sum(spoken.values()) + PRICE * sum(shares.values())
-        return {"loss": loss, "plain": each.mean().detach(), **spoken, **shares}
+        loss = loss + FOLLOWING * sum(strays.values())
+        return {"loss": loss, "plain": each.mean().detach(), **spoken, **shares, **strays}
 
     def attended(self, maps: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-        """Return the shares of attention that have a price, scalars, from maps [N, h, w, tokens]."""
+        """Return the shares of attention that have a price, scalars, from maps [N, heads, cells, tokens]."""
         found = {}
         if self.priced:
             found["looks"] = share(maps, self.priced, self.words(ids)).mean()
@@ -124,9 +132,27 @@ class Denoising(nn.Module):
 
 
 def share(maps: Mapping[str, Tensor], which: Sequence[str], tokens: Tensor) -> Tensor:
-    """Return the share [N] of attention that falls on ``tokens``, bool [N, tokens], in maps [N, h, w, tokens]."""
-    chosen = [each.mean(dim=(1, 2)) for key, each in maps.items() if any(fnmatch(key, one) for one in which)]
-    return (torch.stack(chosen).mean(dim=0) * tokens).sum(dim=1)
+    """Return the share [N] of attention that falls on ``tokens``, bool [N, tokens], in maps [N, heads, cells, tokens]."""
+    means = torch.stack([each.mean(dim=(1, 2)) for each in named(maps, which)]).mean(dim=0)
+    return (means * tokens).sum(dim=1)
+
+
+def astray(maps: Mapping[str, Tensor], which: Sequence[str], shown: Tensor) -> Tensor:
+    """Return KL(shown || the mean of the maps), a scalar in nats: the mean over the cells of which something is shown.
+
+    Args:
+        maps: attention, [N, heads, cells, tokens] each.
+        shown: the same as [N, cells, tokens]; it sums to 1 in a cell, or to 0.
+    """
+    mean = torch.stack(named(maps, which)).mean(dim=(0, 2))
+    each = F.kl_div(mean.clamp(min=1e-6).log(), shown, reduction="none").sum(dim=2)
+    some = shown.sum(dim=2) > 0
+    return (each * some).sum() / some.sum().clamp(min=1)
+
+
+def named(maps: Mapping[str, Tensor], which: Sequence[str]) -> list[Tensor]:
+    """Return those of ``maps`` that a pattern of ``which`` names."""
+    return [each for key, each in maps.items() if any(fnmatch(key, one) for one in which)]
 
 
 def noised(latents: Tensor, ids: Tensor, generator: Generator) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def main() -> None:
     module = Denoising(pipeline.unet.requires_grad_(False), pipeline.text_encoder.requires_grad_(False), control)
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
-        rows, x, ids = sets["large"].draw(round(BATCH * share), generator)
+        (rows, _), x, ids = sets["large"].draw(round(BATCH * share), generator)
         return [noised(x, ids, generator) | {"hint": edges(images[rows.numpy()])}]
 
     def measure() -> dict[str, float]:

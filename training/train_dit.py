@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from data import Captioned, latents
+from data import Captioned, latents, telling
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, load
+from teacher import CAPTIONS, at_tokens, shown
 from torch import Generator, Tensor
 from train_unet import export, unpack, validation
 from train_vae import FOLDER as VAE_FOLDER
@@ -39,7 +40,7 @@ CONTEXT = 120  # tokens that a PixArtAlphaPipeline pads to
 class Size:
     """Of the transformer: its blocks, their heads of 32 channels, the learning rate, and its outer blocks.
 
-    Their cross-attention hardly finds words, and is in every plain average.
+    Their cross-attention hardly finds words, and is in every plain average. That of the inner ones does.
     """
 
     layers: int
@@ -51,6 +52,11 @@ class Size:
     def priced(self) -> list[str]:
         """The maps of the outer blocks."""
         return [f"vit-block{i}-cross-map" for i in self.outer]
+
+    @property
+    def following(self) -> list[str]:
+        """The maps of the inner blocks."""
+        return [f"vit-block{i}-cross-map" for i in range(self.layers) if i not in self.outer]
 
 
 SIZES = {"dit": Size(8, 4, 1e-3, outer=(0, 1, 6, 7)), "dit-small": Size(4, 2, 1e-3, outer=(0, 3))}
@@ -124,11 +130,16 @@ def main() -> None:
     parser.add_argument("size", choices=list(SIZES))
     parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
     parser.add_argument("--priced", action="store_true", help="looking at words has a price in the outer blocks")
+    parser.add_argument(
+        "--taught", action="store_true", help="in the inner blocks attention goes where training/teacher.py has noted"
+    )
     parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
     if options.shipped and options.again:
         parser.error("--shipped and --again are two places to start from: give one of them")
-    name = options.size
+    if options.taught and not options.native:
+        parser.error("--taught needs --native: of the scenes of 64 pixels nothing was noted")
+    name, size = options.size, SIZES[options.size]
     torch.manual_seed(SEED)
     with first():
         if options.shipped:
@@ -139,14 +150,21 @@ def main() -> None:
         captions = {part: load(part)[1] for part in (*BATCH, "validation")}
     texts = (text for scenes in captions.values() for scene in scenes for text in scene)
     words = tokenizer({word.strip(string.punctuation) for text in texts for word in text.lower().split()})
+    notes, tells = shown() if options.taught else None, telling(words)
+    if notes is not None:
+        captions["large"] = [texts[:CAPTIONS] for texts in captions["large"]]
     sets = {part: Captioned(encoded[part], captions[part], words, TOKENS) for part in encoded}
-    begin = shipped(name, len(words)) if options.shipped else networks(SIZES[name], len(words))
-    module = Masked(*begin, priced=SIZES[name].priced if options.priced else ())
+    begin = shipped(name, len(words)) if options.shipped else networks(size, len(words))
+    priced, following = size.priced if options.priced else (), size.following if options.taught else ()
+    module = Masked(*begin, priced=priced, following=following)
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = [part for part, every in used.items() if step % every == 0]
         drawn = [sets[part].draw(round(BATCH[part] * share), generator) for part in due]
-        return [noised(x, ids, generator) for _, x, ids in drawn]
+        found = [(which, noised(x, ids, generator)) for which, x, ids in drawn]
+        if notes is not None:
+            return [batch | {"shown": at_tokens(notes[which], tells[batch["ids"]])} for which, batch in found]
+        return [batch for _, batch in found]
 
     def measure() -> dict[str, float]:
         # Binning would generate at 256 pixels, the smallest size that PixArt's own table has, and shrink the result.
@@ -158,7 +176,7 @@ def main() -> None:
     def publish() -> None:
         export(pipeline(module, words, torch.float16), FOLDER / name)
 
-    train(Task(name, module, batches, measure, publish, SEED, SIZES[name].rate), options)
+    train(Task(name, module, batches, measure, publish, SEED, size.rate), options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""What two models together show a third: their maps, word by word, and the price of looking elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_features import capture, embedded
+from diffusion_features.images import as_tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
+pytest.importorskip("noising", reason="the training scripts are not part of an installed package")
+from data import telling
+from noising import FOLLOWING, astray, noised
+from teacher import WORDS, Teachers, at_tokens, shown, stretched, told
+from train_dit import SIZES, TOKENS, Masked, networks
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    return Teachers(torch.device("cpu"))
+
+
+def test_words_that_tell_share_all_attention_in_their_order():
+    maps = torch.rand(2, 3, 5, dtype=torch.float64)
+    tells = torch.tensor([[False, True, False, True, False], [False, False, True, False, False]])
+    found = told(maps, tells)
+    assert found.shape == (2, 3, WORDS)
+    torch.testing.assert_close(found[0, :, 0], maps[0, :, 1] / (maps[0, :, 1] + maps[0, :, 3]))
+    torch.testing.assert_close(found[0, :, 1], maps[0, :, 3] / (maps[0, :, 1] + maps[0, :, 3]))
+    torch.testing.assert_close(found[1, :, 0], torch.ones(3, dtype=torch.float64))
+    assert not found[0, :, 2:].any() and not found[1, :, 1:].any()
+
+
+def test_a_caption_with_more_words_than_are_noted_is_an_error():
+    with pytest.raises(ValueError, match=f"{WORDS + 1} words of a caption tell what is seen: at most {WORDS} can"):
+        told(torch.rand(1, 2, 40), torch.arange(40)[None] <= WORDS)
+
+
+def test_each_word_is_stretched_over_the_cells():
+    found = stretched(torch.tensor([[[0.2, 0.4], [0.6, 0.5], [1.0, 0.9]]]))
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.0], [0.5 / 0.7, 0.2 / 0.7], [0.5, 0.5]]]))
+
+
+def test_notes_come_back_at_the_tokens_of_another_tokenizer():
+    notes = torch.zeros(2, WORDS, 2, 3, dtype=torch.uint8)
+    notes[0, 0], notes[0, 1], notes[1, 0] = 51, 204, 255
+    tells = torch.tensor([[True, False, False, True], [False, False, False, False]])
+    found = at_tokens(notes, tells)
+    assert found.shape == (2, 6, 4)
+    torch.testing.assert_close(found[0], torch.tensor([0.2, 0.0, 0.0, 0.8]).expand(6, 4))
+    assert not found[1].any(), "of an empty caption nothing is shown, whatever was noted"
+
+
+def test_nothing_noted_is_said(tmp_path):
+    with pytest.raises(SystemExit, match=r"run training/teacher\.py first"):
+        shown(tmp_path)
+
+
+def test_both_teachers_together_find_what_is_named(teachers):
+    scene = embedded.render(seed=20_000_007)
+    prompt = "a photo of " + " and ".join(scene.classes)
+    x = teachers.sd.vae.encode(as_tensor(scene.image)).latent_dist.mode().detach()
+    (found,) = teachers(x, [prompt], torch.Generator().manual_seed(0))
+    assert found.shape == (WORDS, 16, 16)
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(16, 16))
+    large = found.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    for share, name in zip(large, scene.classes, strict=False):
+        inside = torch.from_numpy(scene.semantic == embedded.label(name))
+        assert share[inside].mean() > 1.5 * share[~inside].mean(), name
+
+
+def test_going_astray_is_a_divergence_where_something_is_shown():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.rand(2, 3, 6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    theirs = torch.rand(2, 6, 4, generator=generator, dtype=torch.float64)
+    maps = {"a": one / one.sum(dim=3, keepdim=True), "b": other / other.sum(dim=3, keepdim=True), "c": torch.zeros(1)}
+    theirs[..., 2] = 0
+    theirs /= theirs.sum(dim=2, keepdim=True)
+    theirs[1, :3] = 0  # three cells of which nothing is known
+    mean = (maps["a"] + maps["b"]).sum(dim=1) / 6
+    total = 0.0
+    for n, cell in [(0, cell) for cell in range(6)] + [(1, cell) for cell in range(3, 6)]:
+        total += sum(p * (p / q).log() for p, q in zip(theirs[n, cell], mean[n, cell], strict=True) if p > 0)
+    torch.testing.assert_close(astray(maps, ["a", "b"], theirs), total / 9)
+    assert astray(maps, ["a", "b"], torch.zeros_like(theirs)) == 0
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_inner_blocks_follow_what_is_shown_and_outer_ones_do_not(teachers, name):
+    torch.manual_seed(0)
+    words, size = teachers.dit.tokenizer, SIZES[name]
+    module = Masked(*networks(size, len(words)), following=size.following)
+    assert sorted([*size.priced, *size.following]) == [f"vit-block{i}-cross-map" for i in range(size.layers)]
+    ids = words(["a red car on sand", ""], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    batch = noised(torch.randn(2, 4, 8, 8), ids, torch.Generator().manual_seed(0))
+    free = module(**batch)
+    assert "strays" not in free
+    notes = torch.zeros(2, WORDS, 4, 4, dtype=torch.uint8)
+    notes[:, 1] = 255  # the car is everywhere
+    values = module(**batch, shown=at_tokens(notes, telling(words)[ids]))
+    kept = module.kept[batch["t"]].view(-1, 1, 1, 1)
+    noisy = kept.sqrt() * batch["latents"] + (1 - kept).sqrt() * batch["noise"]
+    with torch.no_grad(), capture(module.unet, size.following, heads="mean") as maps:
+        module.predict(noisy, batch["t"], module.read(ids), ids)
+    car = torch.stack([each[0, ..., 2] for each in maps.values()]).mean(dim=0)
+    torch.testing.assert_close(values["strays"], -car.log().mean(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(values["loss"] - free["loss"], FOLLOWING * values["strays"], rtol=1e-3, atol=1e-6)
+    values["strays"].backward()
+    blocks = module.unet.transformer_blocks
+    asked = [i for i, block in enumerate(blocks) if (grad := block.attn2.to_q.weight.grad) is not None and grad.any()]
+    assert set(asked) >= {i for i in range(size.layers) if i not in size.outer}
+    assert size.layers - 1 not in asked, "the last block is past them"
