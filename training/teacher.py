@@ -121,8 +121,11 @@ def shown(folder: Path = FOLDER) -> Tensor:
 
 
 def at_tokens(shown: Tensor, tells: Tensor) -> Tensor:
-    """Return ``shown``, uint8 [N, WORDS, h, w], as attention to tokens of which some are telling, [N, cells, tokens]."""
-    cells = shown.flatten(2).float().div(255)
+    """Return ``shown``, uint8 [N, WORDS, h, w], as attention to tokens of which some are telling, [N, cells, tokens].
+
+    Shares are squared, so that a learner's errors turn fewer of them round, and sum to 1 again.
+    """
+    cells = shares(shown.flatten(2).float().div(255).square().transpose(1, 2)).transpose(1, 2)
     place = (tells.cumsum(dim=1) - 1).clamp(min=0)
     found = cells.gather(1, place[..., None].expand(-1, -1, cells.shape[2]))
     return (found * tells[..., None]).transpose(1, 2)

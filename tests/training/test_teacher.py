@@ -51,7 +51,7 @@ def test_notes_come_back_at_the_tokens_of_another_tokenizer():
     tells = torch.tensor([[True, False, False, True], [False, False, False, False]])
     found = at_tokens(notes, tells)
     assert found.shape == (2, 6, 4)
-    torch.testing.assert_close(found[0], torch.tensor([0.2, 0.0, 0.0, 0.8]).expand(6, 4))
+    torch.testing.assert_close(found[0], torch.tensor([0.04, 0.0, 0.0, 0.64]).expand(6, 4) / 0.68)
     assert not found[1].any(), "of an empty caption nothing is shown, whatever was noted"
 
 
@@ -67,10 +67,9 @@ def test_both_teachers_together_find_what_is_named(teachers):
     (found,) = teachers(x, [prompt], torch.Generator().manual_seed(0))
     assert found.shape == (WORDS, 16, 16)
     torch.testing.assert_close(found.sum(dim=0), torch.ones(16, 16))
-    large = found.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-    for share, name in zip(large, scene.classes, strict=False):
-        inside = torch.from_numpy(scene.semantic == embedded.label(name))
-        assert share[inside].mean() > 1.5 * share[~inside].mean(), name
+    best = found[: len(scene.classes)].argmax(dim=0).repeat_interleave(8, dim=0).repeat_interleave(8, dim=1)
+    right = torch.tensor([embedded.label(name) for name in scene.classes])[best] == torch.from_numpy(scene.semantic)
+    assert right.float().mean() > 0.8
 
 
 def test_going_astray_is_a_divergence_where_something_is_shown():
