@@ -36,7 +36,11 @@ class TextPart(NamedTuple):
 
     def read(self, prompt: str) -> str:
         """The text that the tokenizer is given for a prompt."""
-        return self.around.replace("{}", prompt.lower() if self.lower else prompt)
+        return self.around.replace("{}", self.written(prompt))
+
+    def written(self, text: str) -> str:
+        """Some of a prompt as the pipeline writes it."""
+        return text.lower() if self.lower else text
 
     def length(self, prompt: str) -> int:
         """Tokens of what is read for a prompt."""
@@ -45,7 +49,8 @@ class TextPart(NamedTuple):
     def columns(self, prompt: str, spans: Sequence[Span]) -> list[int]:
         """Columns of a cross map that belong to spans of the prompt."""
         before = self.around.index("{}")
-        moved = [Span(start + before, stop + before) for start, stop in spans]
+        # In lower case a text can be longer: "İ" becomes an i and a dot.
+        moved = [Span(*(before + len(self.written(prompt[:end])) for end in span)) for span in spans]
         places = token_positions(self.tokenizer, self.read(prompt), moved, special=self.special)
         first = self.start - self.skipped + (self.limit - self.length(prompt) if self.padded_left else 0)
         return [first + place for place in places]

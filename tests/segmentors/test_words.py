@@ -157,6 +157,12 @@ def test_two_encoders_give_both_copies() -> None:
     assert only.entities == {"Cat": [1, 77], "dog": [3, 79]}
 
 
+def test_a_letter_that_is_two_in_lower_case_moves_no_word() -> None:
+    part, prompt = TextPart(_t5_tokenizer(), 0, 77, lower=True), "İİİİ İzmir cat, dog"
+    columns = part.columns(prompt, [Span(prompt.index("cat"), prompt.index("cat") + 3)])
+    assert columns and "".join(words_of(part, part.read(prompt), columns)) == "▁cat"
+
+
 def test_a_name_without_tokens() -> None:
     with pytest.raises(ValueError, match="no token for the class 'zebra'"):
         passes([TextPart(bert_tokenizer(), 0, 77)], named("cat", "zebra"))
