@@ -132,7 +132,7 @@ class Denoising(nn.Module):
 
 
 def share(maps: Mapping[str, Tensor], which: Sequence[str], tokens: Tensor) -> Tensor:
-    """Return the share [N] of attention that falls on ``tokens``, bool [N, tokens], in maps [N, heads, cells, tokens]."""
+    """Return the share [N] of attention on ``tokens``, bool [N, tokens], in maps [N, heads, cells, tokens]."""
     means = torch.stack([each.mean(dim=(1, 2)) for each in named(maps, which)]).mean(dim=0)
     return (means * tokens).sum(dim=1)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -21,7 +20,8 @@ from data import latents, telling
 from diffusers import AutoencoderKL, DDPMScheduler, PixArtAlphaPipeline, StableDiffusionPipeline
 from loop import CPU
 from noising import NOISE
-from scenes import RUNS, load
+from notes import CAPTIONS, FOLDER, WORDS, shares
+from scenes import load
 from torch import Generator, Tensor
 from train_unet import READING
 from train_vae import FOLDER as VAE_FOLDER
@@ -29,9 +29,6 @@ from train_vae import FOLDER as VAE_FOLDER
 from diffusion_features import capture, embedded
 
 SEED = 20_261_132
-FOLDER = RUNS / "shown"
-#: Captions of each scene that are taught, and words of a caption that tell what is seen, at most.
-CAPTIONS, WORDS = 2, 20
 #: The noise at which the teachers look, and scenes at once.
 T, BATCH, CHUNK = 100, 16, 512
 #: Blocks of the larger transformer that find words, those whose self-attention refines, and how often.
@@ -54,11 +51,6 @@ def told(maps: Tensor, tells: Tensor) -> Tensor:
     place = tells.int().argsort(dim=1, descending=True, stable=True)[:, :WORDS]
     maps = torch.nn.functional.pad(maps, (0, WORDS)).gather(2, place[:, None].expand(-1, maps.shape[1], -1))
     return shares(maps * tells.gather(1, place)[:, None])
-
-
-def shares(maps: Tensor) -> Tensor:
-    """Return maps [N, cells, words] that sum to 1 in each cell."""
-    return maps / maps.sum(dim=2, keepdim=True).clamp(min=1e-8)
 
 
 def stretched(maps: Tensor) -> Tensor:
@@ -106,29 +98,6 @@ class Teachers:
         found, along = (torch.stack([maps[key].flatten(1, 2) for key in of]).mean(dim=0) for of in (crossed, own))
         found = told(found, self.tells[1][coded.input_ids])
         return stretched(torch.linalg.matrix_power(along, TIMES) @ found)
-
-
-def shown(folder: Path = FOLDER) -> Tensor:
-    """Return what was noted, uint8 [scenes, CAPTIONS, WORDS, 16, 16], 255 for all attention.
-
-    Raises:
-        SystemExit: nothing was.
-    """
-    parts = sorted(folder.glob("*.pt"))
-    if not parts:
-        raise SystemExit(f"{folder} is empty: run training/teacher.py first.")
-    return torch.cat([torch.load(part)["shown"] for part in parts])
-
-
-def at_tokens(shown: Tensor, tells: Tensor) -> Tensor:
-    """Return ``shown``, uint8 [N, WORDS, h, w], as attention to tokens of which some are telling, [N, cells, tokens].
-
-    Shares are squared, so that a learner's errors turn fewer of them round, and sum to 1 again.
-    """
-    cells = shares(shown.flatten(2).float().div(255).square().transpose(1, 2)).transpose(1, 2)
-    place = (tells.cumsum(dim=1) - 1).clamp(min=0)
-    found = cells.gather(1, place[..., None].expand(-1, -1, cells.shape[2]))
-    return (found * tells[..., None]).transpose(1, 2)
 
 
 def main() -> None:

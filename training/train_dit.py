@@ -18,9 +18,9 @@ from data import Captioned, latents, telling
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
+from notes import CAPTIONS, at_tokens, shown
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, load
-from teacher import CAPTIONS, at_tokens, shown
 from torch import Generator, Tensor
 from train_unet import export, unpack, validation
 from train_vae import FOLDER as VAE_FOLDER

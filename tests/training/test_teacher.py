@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 pytest.importorskip("noising", reason="the training scripts are not part of an installed package")
 from data import telling
 from noising import FOLLOWING, astray, noised
-from teacher import WORDS, Teachers, at_tokens, shown, stretched, told
+from notes import WORDS, at_tokens, shown
+from teacher import Teachers, stretched, told
 from train_dit import SIZES, TOKENS, Masked, networks
 
 
