@@ -60,10 +60,10 @@ PRESETS = {
     "sd15": _SD15,
     # by 32 validation scenes (not refined: 0.674, once by this layer 0.639)
     "embedded": replace(_SD15, refiners=_unet(("up-level2-repeat2 block0",)), k=0),
-    # by 12 validation scenes (blocks 4 to 7: 0.693, twice 0.667; 2 to 5: 0.617; not refined: 0.497)
-    "embedded-dit": Preset(("*-cross-map",), "vit-block5-cross-q", _blocks(4, 7, "self-map"), k=3, t=100),
-    # likewise (block 3: 0.439, thrice 0.426; blocks 2 and 3: 0.417; not refined: 0.337)
-    "embedded-dit-small": Preset(("*-cross-map",), "vit-block2-cross-q", ("vit-block3-self-map",), k=4, t=100),
+    # likewise (0.722, once 0.719, thrice 0.710, not refined 0.665)
+    "embedded-dit": Preset(("*-cross-map",), "vit-block5-cross-q", _blocks(4, 7, "self-map"), k=2, t=100),
+    # likewise (0.629, once 0.623, four times 0.597, not refined 0.576)
+    "embedded-dit-small": Preset(("*-cross-map",), "vit-block2-cross-q", ("vit-block3-self-map",), k=2, t=100),
     "sdxl": _SDXL,
     "pgv2": _SDXL,
     "pixart": Preset(("*-cross-map",), "vit-block13-cross-q", _blocks(10, 17, "self-map"), k=5, t=100),
