@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline
+from scipy.stats import mannwhitneyu
 from segment import ceiling, finest
 
 from diffusion_features import FeatureExtractor
@@ -47,18 +48,16 @@ def psnr(pipe: DiffusionPipeline, scene: Scene) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(y, x)))
 
 
-def class_maps(fx: FeatureExtractor, scene: Scene, t: int, seed: int, backwards: bool = False) -> torch.Tensor:
-    """Return one map per class of ``scene.classes``, each spanning 0..1: float32 [classes, GRID, GRID].
+def class_maps(fx: FeatureExtractor, scene: Scene, names: Sequence[str], t: int, seed: int) -> torch.Tensor:
+    """Return one map per name, each spanning 0..1: float32 [names, GRID, GRID]. The prompt has the names in this order.
 
-    The plain mean over all heads and cross-attention layers of one forward, and over the tokens of a word. The prompt
-    names backgrounds first and objects then, or, ``backwards``, the other way round.
+    The plain mean over all heads and cross-attention layers of one forward, and over the tokens of a word.
     """
-    names = scene.classes[::-1] if backwards else scene.classes
     prompt = "a photo of " + " and ".join(names)
     captured = fx(scene.image, prompt, t=t, seed=seed, activations="*-cross-map", heads="mean")
     mean = torch.stack([on_grid(tensor[0, 0]) for tensor in captured.values()]).mean(dim=0)
-    spans = find_phrases(prompt, {name: [name] for name in scene.classes})
-    tokens = [token_positions(fx.pipe.tokenizer, prompt, spans[name]) for name in scene.classes]
+    spans = find_phrases(prompt, {name: [name] for name in names})
+    tokens = [token_positions(fx.pipe.tokenizer, prompt, spans[name]) for name in names]
     maps = torch.stack([mean[positions].mean(dim=0) for positions in tokens])
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp(min=1e-8)
@@ -93,8 +92,33 @@ def iou(counts: Sequence[torch.Tensor]) -> dict[str, Any]:
 
 
 def segmentation(fx: FeatureExtractor, drawn: Sequence[Scene], t: int, backwards: bool = False) -> dict[str, Any]:
-    """Return the IoU of each class and their mean, of plain cross-attention against the truth."""
-    return iou([counted(class_maps(fx, scene, t, seed, backwards), scene) for seed, scene in enumerate(drawn)])
+    """Return the IoU of each class and their mean, of plain cross-attention against the truth.
+
+    The prompt names backgrounds first and objects then, or, ``backwards``, the other way round.
+    """
+    counts = []
+    for seed, scene in enumerate(drawn):
+        maps = class_maps(fx, scene, scene.classes[::-1] if backwards else scene.classes, t, seed)
+        counts.append(counted(maps.flip(0) if backwards else maps, scene))
+    return iou(counts)
+
+
+def ranking(fx: FeatureExtractor, drawn: Sequence[Scene], t: int) -> dict[str, float]:
+    """Return how well the map of an object's name ranks its pixels above all others: the mean area under the ROC curve.
+
+    "together": the prompt names all classes of the scene; "alone": this object and nothing else. 0.5 is chance.
+    """
+    found: dict[str, list[float]] = {"together": [], "alone": []}
+    for seed, scene in enumerate(drawn):
+        together = class_maps(fx, scene, scene.classes, t, seed)
+        for name in set(scene.classes) - set(BACKGROUNDS):
+            inside = scene.semantic == label(name)
+            alone = class_maps(fx, scene, [name], t, seed)[0]
+            for how, one in (("together", together[scene.classes.index(name)]), ("alone", alone)):
+                seen = F.interpolate(one[None, None], inside.shape, mode="bilinear", align_corners=False)[0, 0].numpy()
+                pairs = inside.sum() * (~inside).sum()
+                found[how].append(mannwhitneyu(seen[inside], seen[~inside]).statistic / pairs)
+    return {how: float(np.mean(areas)) for how, areas in found.items()}
 
 
 @torch.no_grad()
@@ -171,6 +195,7 @@ def measure(fx: FeatureExtractor, drawn: Sequence[Scene], timesteps: Sequence[in
     for t in timesteps:
         result[f"iou_t{t}"] = segmentation(fx, drawn, t)
     result[f"iou_t{timesteps[0]}_backwards"] = segmentation(fx, drawn, timesteps[0], backwards=True)
+    result["ranking"] = ranking(fx, drawn, timesteps[0])
     result["iou_untrained"] = segmentation(untrained(fx), drawn, timesteps[0])
     result["iou_ceiling"] = iou([ceiling(s, finest(fx)) for s in drawn])
     return result

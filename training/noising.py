@@ -144,7 +144,7 @@ def astray(maps: Mapping[str, Tensor], which: Sequence[str], shown: Tensor) -> T
         maps: attention, [N, heads, cells, tokens] each.
         shown: the same as [N, cells, tokens]; it sums to 1 in a cell, or to 0.
     """
-    mean = torch.stack(named(maps, which)).mean(dim=(0, 2))
+    mean = torch.stack(named(maps, which)).float().mean(dim=(0, 2))
     each = F.kl_div(mean.clamp(min=1e-6).log(), shown, reduction="none").sum(dim=2)
     some = shown.sum(dim=2) > 0
     return (each * some).sum() / some.sum().clamp(min=1)

@@ -5,30 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from scenes import RUNS
-from torch import Tensor
+from torch import Generator, Tensor
 
 FOLDER = RUNS / "shown"
 #: Captions of each scene that are taught, and words of a caption that tell what is seen, at most.
 CAPTIONS, WORDS = 2, 20
 
 
-def shown(folder: Path = FOLDER) -> Tensor:
+def shown(scenes: int, folder: Path = FOLDER) -> Tensor:
     """Return what was noted, uint8 [scenes, CAPTIONS, WORDS, 16, 16], 255 for all attention.
 
     Raises:
-        SystemExit: nothing was.
+        SystemExit: not all scenes are noted.
     """
-    parts = sorted(folder.glob("*.pt"))
-    if not parts:
-        raise SystemExit(f"{folder} is empty: run training/teacher.py first.")
-    return torch.cat([torch.load(part)["shown"] for part in parts])
+    parts = [torch.load(part)["shown"] for part in sorted(folder.glob("*.pt"))]
+    if (noted := sum(map(len, parts))) != scenes:
+        raise SystemExit(f"{noted} of {scenes} scenes are noted in {folder}: run training/teacher.py to its end.")
+    return torch.cat(parts)
 
 
 def at_tokens(shown: Tensor, tells: Tensor) -> Tensor:
     """Return ``shown``, uint8 [N, WORDS, h, w], as attention to tokens of which some are telling, [N, cells, tokens].
 
-    Shares are squared, so that a learner's errors turn fewer of them round, and sum to 1 again.
+    Shares are squared and made to sum to 1 again: the word that is ahead gets further ahead, so that small errors of a
+    learner change fewer labels.
     """
     cells = shares(shown.flatten(2).float().div(255).square().transpose(1, 2)).transpose(1, 2)
     place = (tells.cumsum(dim=1) - 1).clamp(min=0)
@@ -39,3 +41,24 @@ def at_tokens(shown: Tensor, tells: Tensor) -> Tensor:
 def shares(maps: Tensor) -> Tensor:
     """Return maps [N, cells, words] that sum to 1 in each cell."""
     return maps / maps.sum(dim=2, keepdim=True).clamp(min=1e-8)
+
+
+def hidden(ids: Tensor, shown: Tensor, tells: Tensor, end: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Hide some phrases of half of the captions; what was shown to be theirs is then the end token's.
+
+    So a learner finds what is named also where a prompt does not name all that is there. Without this, each cell would
+    learn to divide its attention among whatever words there are, and a word alone would be found everywhere.
+
+    Args:
+        ids: int64 [N, tokens], in which 0 is padding; an ``end`` follows the words.
+        shown: [N, cells, tokens], of ``at_tokens``.
+        tells: bool [N, tokens]. Those beside one another are a phrase, "red car".
+
+    Returns:
+        ids with padding instead of the phrases, and shown.
+    """
+    number = (tells & ~F.pad(tells, (1, 0))[:, :-1]).cumsum(dim=1)
+    kept = (2 * torch.rand(len(ids), 1, generator=generator)).clamp(max=1)  # the share of a caption's phrases
+    drop = tells & (torch.rand(ids.shape, generator=generator).gather(1, number.clamp(max=ids.shape[1] - 1)) >= kept)
+    lost = (shown * drop[:, None]).sum(dim=2, keepdim=True)
+    return ids.masked_fill(drop, 0), shown * ~drop[:, None] + lost * (ids == end)[:, None]

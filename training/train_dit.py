@@ -18,7 +18,7 @@ from data import Captioned, latents, telling
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
-from notes import CAPTIONS, at_tokens, shown
+from notes import CAPTIONS, at_tokens, hidden, shown
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, load
 from torch import Generator, Tensor
@@ -150,8 +150,8 @@ def main() -> None:
         captions = {part: load(part)[1] for part in (*BATCH, "validation")}
     texts = (text for scenes in captions.values() for scene in scenes for text in scene)
     words = tokenizer({word.strip(string.punctuation) for text in texts for word in text.lower().split()})
-    notes, tells = shown() if options.taught else None, telling(words)
-    if notes is not None:
+    if options.taught:
+        notes, tells = shown(len(encoded["large"])), telling(words)
         captions["large"] = [texts[:CAPTIONS] for texts in captions["large"]]
     sets = {part: Captioned(encoded[part], captions[part], words, TOKENS) for part in encoded}
     begin = shipped(name, len(words)) if options.shipped else networks(size, len(words))
@@ -160,11 +160,14 @@ def main() -> None:
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = [part for part, every in used.items() if step % every == 0]
-        drawn = [sets[part].draw(round(BATCH[part] * share), generator) for part in due]
-        found = [(which, noised(x, ids, generator)) for which, x, ids in drawn]
-        if notes is not None:
-            return [batch | {"shown": at_tokens(notes[which], tells[batch["ids"]])} for which, batch in found]
-        return [batch for _, batch in found]
+        return [taken(part, round(BATCH[part] * share), generator) for part in due]
+
+    def taken(part: str, size: int, generator: Generator) -> Batch:
+        which, x, ids = sets[part].draw(size, generator)
+        if not options.taught:
+            return noised(x, ids, generator)
+        ids, attention = hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], END, generator)
+        return noised(x, ids, generator) | {"shown": attention}
 
     def measure() -> dict[str, float]:
         # Binning would generate at 256 pixels, the smallest size that PixArt's own table has, and shrink the result.

@@ -13,10 +13,10 @@ from diffusion_features.images import as_tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 pytest.importorskip("noising", reason="the training scripts are not part of an installed package")
-from data import telling
+from data import Captioned, telling
 from noising import FOLLOWING, astray, noised
-from notes import WORDS, at_tokens, shown
-from teacher import Teachers, stretched, told
+from notes import WORDS, at_tokens, hidden, shown
+from teacher import T, Teachers, stretched, told
 from train_dit import SIZES, TOKENS, Masked, networks
 
 
@@ -57,20 +57,70 @@ def test_notes_come_back_at_the_tokens_of_another_tokenizer():
 
 
 def test_nothing_noted_is_said(tmp_path):
-    with pytest.raises(SystemExit, match=r"run training/teacher\.py first"):
-        shown(tmp_path)
+    with pytest.raises(SystemExit, match=r"0 of 3 scenes are noted in .*: run training/teacher\.py to its end"):
+        shown(3, tmp_path)
+    for begin in (2, 0):
+        torch.save({"shown": torch.arange(begin, begin + 2)}, tmp_path / f"{begin:05d}.pt")
+    with pytest.raises(SystemExit, match="4 of 5 scenes"):
+        shown(5, tmp_path)
+    assert shown(4, tmp_path).tolist() == [0, 1, 2, 3]
 
 
-def test_both_teachers_together_find_what_is_named(teachers):
+def test_what_belongs_to_a_hidden_phrase_is_the_end_tokens():
+    words = torch.tensor([5, 6, 7, 2, 8, 9, 1, 0])  # a red car, (2) blue sky, the end and padding
+    tells = torch.tensor([0, 1, 1, 0, 1, 1, 0, 0]).bool().expand(400, -1)
+    each = torch.tensor([0.0, 0.1, 0.2, 0.0, 0.3, 0.4, 0.0, 0.0])
+    ids, found = hidden(words.expand(400, -1), each.expand(400, 3, -1), tells, 1, torch.Generator().manual_seed(0))
+    car, sky = (ids[:, 1] > 0), (ids[:, 4] > 0)
+    assert torch.equal(ids[:, 2] > 0, car) and torch.equal(ids[:, 5] > 0, sky), "a phrase is hidden as a whole"
+    assert torch.equal(ids[:, [0, 3, 6, 7]], words[[0, 3, 6, 7]].expand(400, -1))
+    torch.testing.assert_close(found[..., :6], (each * (ids > 0))[:, None, :6].expand(-1, 3, -1))
+    end = 0.3 * ~car + 0.7 * ~sky
+    torch.testing.assert_close(found[..., 6], end[:, None].expand(-1, 3))
+    assert 0.5 < (car & sky).float().mean() < 0.8 and (car ^ sky).any() and (~car & ~sky).any()
+
+
+@pytest.fixture(scope="module")
+def seen(teachers):
+    """A scene, its latents, the same with the teachers' noise, and t."""
     scene = embedded.render(seed=20_000_007)
-    prompt = "a photo of " + " and ".join(scene.classes)
     x = teachers.sd.vae.encode(as_tensor(scene.image)).latent_dist.mode().detach()
-    (found,) = teachers(x, [prompt], torch.Generator().manual_seed(0))
-    assert found.shape == (WORDS, 16, 16)
+    t = torch.tensor([T])
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return scene, x, teachers.noise.add_noise(x, noise, t), t
+
+
+def test_the_teachers_are_averaged(teachers, seen):
+    _, x, noisy, t = seen
+    captions = ["a photo of a small red car, dry grass and sky"]
+    (found,) = teachers(x, captions, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        each = [one(noisy, t, captions)[0] for one in (teachers.unet, teachers.transformer)]
+    torch.testing.assert_close(found.flatten(1).T, (each[0] + each[1]) / 2)
+    assert (each[0] - each[1]).abs().max() > 0.1
+    assert all(one[:, :6].amax(dim=0).all() and not one[:, 6:].any() for one in each), "small red car dry grass sky"
     torch.testing.assert_close(found.sum(dim=0), torch.ones(16, 16))
-    best = found[: len(scene.classes)].argmax(dim=0).repeat_interleave(8, dim=0).repeat_interleave(8, dim=1)
+
+
+@pytest.mark.parametrize("which", ["unet", "transformer"])
+def test_each_teacher_finds_what_is_named_in_its_order(teachers, seen, which):
+    scene, _, noisy, t = seen
+    with torch.no_grad():
+        (found,) = getattr(teachers, which)(noisy, t, ["a photo of " + " and ".join(scene.classes)])
+    best = found[:, : len(scene.classes)].argmax(dim=1).view(16, 16)
+    best = best.repeat_interleave(8, dim=0).repeat_interleave(8, dim=1)
     right = torch.tensor([embedded.label(name) for name in scene.classes])[best] == torch.from_numpy(scene.semantic)
     assert right.float().mean() > 0.8
+
+
+def test_a_draw_says_which_captions_it_took(teachers):
+    captions = [["a red car", "sand"], ["sky", "a blue boat"], ["snow", "road"]]
+    data = Captioned(torch.arange(3.0).view(3, 1, 1, 1).expand(3, 4, 2, 2), captions, teachers.dit.tokenizer, TOKENS)
+    (rows, which), x, ids = data.draw(200, torch.Generator().manual_seed(0))
+    assert torch.equal(x[:, 0, 0, 0], rows.float())
+    empty = (ids == data.empty).all(dim=1)
+    assert torch.equal(ids[~empty], data.ids[rows, which].long()[~empty]) and 5 < empty.sum() < 50
+    assert len({*zip(rows.tolist(), which.tolist(), strict=True)}) == 6
 
 
 def test_going_astray_is_a_divergence_where_something_is_shown():
