@@ -39,7 +39,7 @@ class TextPart(NamedTuple):
         return self.around.replace("{}", self.written(prompt))
 
     def written(self, text: str) -> str:
-        """Some of a prompt as the pipeline writes it."""
+        """A prompt, or its beginning, in lower case where the pipeline writes it so."""
         return text.lower() if self.lower else text
 
     def length(self, prompt: str) -> int:
