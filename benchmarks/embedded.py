@@ -111,7 +111,7 @@ def ranking(fx: FeatureExtractor, drawn: Sequence[Scene], t: int) -> dict[str, f
     found: dict[str, list[float]] = {"together": [], "alone": []}
     for seed, scene in enumerate(drawn):
         together = class_maps(fx, scene, scene.classes, t, seed)
-        for name in set(scene.classes) - set(BACKGROUNDS):
+        for name in (name for name in scene.classes if name not in BACKGROUNDS):
             inside = scene.semantic == label(name)
             alone = class_maps(fx, scene, [name], t, seed)[0]
             for how, one in (("together", together[scene.classes.index(name)]), ("alone", alone)):

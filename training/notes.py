@@ -59,6 +59,6 @@ def hidden(ids: Tensor, shown: Tensor, tells: Tensor, end: int, generator: Gener
     """
     number = (tells & ~F.pad(tells, (1, 0))[:, :-1]).cumsum(dim=1)
     kept = (2 * torch.rand(len(ids), 1, generator=generator)).clamp(max=1)  # the share of a caption's phrases
-    drop = tells & (torch.rand(ids.shape, generator=generator).gather(1, number.clamp(max=ids.shape[1] - 1)) >= kept)
+    drop = tells & (torch.rand(ids.shape, generator=generator).gather(1, number) >= kept)
     lost = (shown * drop[:, None]).sum(dim=2, keepdim=True)
     return ids.masked_fill(drop, 0), shown * ~drop[:, None] + lost * (ids == end)[:, None]

@@ -15,15 +15,17 @@ import argparse
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from common import save
 from data import latents, telling
 from diffusers import AutoencoderKL, DDPMScheduler, PixArtAlphaPipeline, StableDiffusionPipeline
 from loop import CPU, first
-from noising import NOISE
+from noising import NOISE, Denoising
 from notes import CAPTIONS, FOLDER, WORDS, shares
 from scenes import load
 from torch import Generator, Tensor
+from train_dit import Masked
 from train_unet import READING
 from train_vae import FOLDER as VAE_FOLDER
 
@@ -48,9 +50,9 @@ def told(maps: Tensor, tells: Tensor) -> Tensor:
     """
     if tells.sum(dim=1).max() > WORDS:
         raise ValueError(f"{int(tells.sum(dim=1).max())} words of a caption tell what is seen: at most {WORDS} can")
-    tells = torch.nn.functional.pad(tells, (0, WORDS))
+    tells = F.pad(tells, (0, WORDS))
     place = tells.int().argsort(dim=1, descending=True, stable=True)[:, :WORDS]
-    maps = torch.nn.functional.pad(maps, (0, WORDS)).gather(2, place[:, None].expand(-1, maps.shape[1], -1))
+    maps = F.pad(maps, (0, WORDS)).gather(2, place[:, None].expand(-1, maps.shape[1], -1))
     return shares(maps * tells.gather(1, place)[:, None])
 
 
@@ -67,6 +69,8 @@ class Teachers:
         self.device, self.noise = device, DDPMScheduler(**NOISE)
         self.sd = StableDiffusionPipeline.from_pretrained(embedded.path(), dtype=torch.float32).to(device)
         self.dit = PixArtAlphaPipeline.from_pretrained(embedded.path("embedded-dit"), dtype=torch.float32).to(device)
+        self.unet_model = Denoising(self.sd.unet, self.sd.text_encoder).to(device)
+        self.dit_model = Masked(self.dit.transformer, self.dit.text_encoder).to(device)
         self.tells = [telling(pipe.tokenizer).to(device) for pipe in (self.sd, self.dit)]
 
     @torch.no_grad()
@@ -87,20 +91,18 @@ class Teachers:
             [*captions], padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids.to(self.device)  # fmt: skip
         with capture(self.sd.unet, READING, heads="mean") as maps:
-            self.sd.unet(noisy, t, self.sd.text_encoder(ids).last_hidden_state)
+            self.unet_model.predict(noisy, t, self.unet_model.read(ids), ids)
         mean = torch.stack([each.flatten(1, 2) for each in maps.values()]).mean(dim=0)
         return stretched(told(mean, self.tells[0][ids]))
 
     def transformer(self, noisy: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
         """Return what the transformer's cross-attention finds, spread ``TIMES`` along its self-attention."""
-        coded = self.dit.tokenizer([*captions], padding="longest", return_tensors="pt").to(self.device)
-        text = self.dit.text_encoder(**coded).last_hidden_state
+        ids = self.dit.tokenizer([*captions], padding="longest", return_tensors="pt").input_ids.to(self.device)
         crossed, own = [f"vit-block{i}-cross-map" for i in FINDING], [f"vit-block{i}-self-map" for i in REFINING]
-        none = {"resolution": None, "aspect_ratio": None}
         with capture(self.dit.transformer, [*crossed, *own], heads="mean") as maps:
-            self.dit.transformer(noisy, text, t, none, encoder_attention_mask=coded.attention_mask)
+            self.dit_model.predict(noisy, t, self.dit_model.read(ids), ids)
         found, along = (torch.stack([maps[key].flatten(1, 2) for key in of]).mean(dim=0) for of in (crossed, own))
-        found = told(found, self.tells[1][coded.input_ids])
+        found = told(found, self.tells[1][ids])
         return stretched(torch.linalg.matrix_power(along, TIMES) @ found)
 
 

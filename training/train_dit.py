@@ -152,7 +152,7 @@ def main() -> None:
     words = tokenizer({word.strip(string.punctuation) for text in texts for word in text.lower().split()})
     if options.taught:
         notes, tells = shown(len(encoded["large"])), telling(words)
-        captions["large"] = [texts[:CAPTIONS] for texts in captions["large"]]
+        captions["large"] = [scene[:CAPTIONS] for scene in captions["large"]]
     sets = {part: Captioned(encoded[part], captions[part], words, TOKENS) for part in encoded}
     begin = shipped(name, len(words)) if options.shipped else networks(size, len(words))
     priced, following = size.priced if options.priced else (), size.following if options.taught else ()
