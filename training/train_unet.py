@@ -21,6 +21,7 @@ from data import Captioned, latents, telling
 from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
+from notes import CAPTIONS, at_tokens, shown
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, RUNS, load
 from torch import Generator, Tensor
@@ -38,6 +39,8 @@ BATCH, EVERY = {"small": 32, "large": 16}, {"small": 1, "large": 4}
 PRICED = [f"{part}-*-cross-map" for part in ("down-level0", "down-level2", "mid", "up-level1", "up-level3")]
 #: The layers that find words best. There, looking at any token that does not say what is seen has the price.
 READING = ["up-level2-*-cross-map"]
+#: All layers of 16x16 cells, which can be taught where to look.
+TAUGHT = ["down-level1-*-cross-map", *READING]
 #: Tokens that a prompt is padded to; one caption in a hundred is longer. Padding draws attention from the words.
 TOKENS = 32
 
@@ -152,24 +155,40 @@ def main() -> None:
         action="store_true",
         help="in up-level2, looking at tokens that do not say what is seen has that price",
     )
+    parser.add_argument(
+        "--taught",
+        action="store_true",
+        help="in layers of 16x16 cells attention goes where training/teacher.py has noted",
+    )
     parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
     if options.shipped and options.again:
         parser.error("--shipped and --again are two places to start from: give one of them")
+    if options.taught and not options.native:
+        parser.error("--taught needs --native: of the scenes of 64 pixels nothing was noted")
     torch.manual_seed(SEED)
     with first():
         if options.shipped:
             unpack()
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
-        sets = {name: Captioned(latents(name, vae), load(name)[1], words, TOKENS) for name in (*BATCH, "validation")}
+        encoded = {name: latents(name, vae) for name in (*BATCH, "validation")}
+        captions = {name: load(name)[1] for name in encoded}
+    if options.taught:
+        notes, tells = shown(len(encoded["large"])), telling(words)
+        captions["large"] = [scene[:CAPTIONS] for scene in captions["large"]]
+    sets = {name: Captioned(encoded[name], captions[name], words, TOKENS) for name in encoded}
     unet, text = (shipped if options.shipped else networks)(words)
     priced, reading = PRICED if options.priced else (), READING if options.reading else ()
-    module = Denoising(unet, text, priced=priced, reading=reading, telling=telling(words))
+    following = TAUGHT if options.taught else ()
+    module = Denoising(unet, text, priced=priced, reading=reading, telling=telling(words), following=following)
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]
         drawn = [sets[name].draw(round(BATCH[name] * share), generator) for name in due]
-        return [noised(x, ids, generator) | {"silent": padding(ids)} for _, x, ids in drawn]
+        return [noised(x, ids, generator) | {"silent": padding(ids)} | told(which, ids) for which, x, ids in drawn]
+
+    def told(which: tuple[Tensor, Tensor], ids: Tensor) -> Batch:
+        return {"shown": at_tokens(notes[which], tells[ids])} if options.taught else {}
 
     def measure() -> dict[str, float]:
         samples(pipeline(module, words, torch.float32), PROMPTS[:COLUMNS], steps=10).save(options.runs / "unet.png")

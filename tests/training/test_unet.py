@@ -1,4 +1,4 @@
-"""The price of looking at words, and where a training starts from."""
+"""The price of looking at words, being shown where they are, and where a training starts from."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from diffusion_features import embedded
+from diffusion_features import embedded, list_activations
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 pytest.importorskip("noising", reason="the training scripts are not part of an installed package")
 from data import telling
-from noising import PRICE, Denoising, noised
-from train_unet import PRICED, READING, padding, shipped
+from noising import FOLLOWING, PRICE, Denoising, named, noised
+from notes import WORDS, at_tokens
+from train_unet import PRICED, READING, TAUGHT, padding, shipped
 
 
 @pytest.fixture
@@ -24,16 +25,16 @@ def pipe():
 
 
 class Shares:
-    """A plain attention processor that notes the mean over heads and cells of its probabilities, [N, tokens]."""
+    """A plain attention processor that notes the mean of its probabilities, [N, heads, cells, tokens], over ``dim``."""
 
-    def __init__(self, noted):
-        self.noted = noted
+    def __init__(self, noted, dim=(1, 2)):
+        self.noted, self.dim = noted, dim
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None):
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key, value = (attn.head_to_batch_dim(each(encoder_hidden_states)) for each in (attn.to_k, attn.to_v))
         probabilities = attn.get_attention_scores(query, key)
-        self.noted.append(probabilities.unflatten(0, (-1, attn.heads)).mean(dim=(1, 2)))
+        self.noted.append(probabilities.unflatten(0, (-1, attn.heads)).mean(dim=self.dim))
         return attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
 
 
@@ -95,6 +96,34 @@ def test_where_words_are_found_all_that_tells_nothing_has_a_price(pipe):
     torch.testing.assert_close(priced["idles"], 1 - share, rtol=1e-4, atol=0)
     torch.testing.assert_close(priced["loss"] - free["loss"], PRICE * (1 - share), rtol=1e-2, atol=0)
     assert {"looks", "idles"}.isdisjoint(free) and "looks" not in priced
+
+
+def test_layers_of_16x16_cells_follow_what_is_shown(pipe):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(pipe.unet.config)
+    module = Denoising(unet, pipe.text_encoder, following=TAUGHT)
+    ids = pipe.tokenizer(["a red car on a gray road", ""], padding="max_length", return_tensors="pt").input_ids
+    batch = noised(torch.randn(2, 4, 16, 16), ids, torch.Generator().manual_seed(0)) | {"silent": padding(ids)}
+    notes = torch.zeros(2, WORDS, 8, 8, dtype=torch.uint8)
+    notes[:, 1, :, :4], notes[:, 3, :, 4:] = 255, 255  # the car is left, the road right
+    shown = at_tokens(notes, telling(pipe.tokenizer)[ids])
+    taught = module(**batch, shown=shown)
+    module.following, noted, processors = [], [], dict(unet.attn_processors)
+    where = ("down_blocks.1", "up_blocks.2")
+    processors |= {name: Shares(noted, 1) for name in processors if "attn2" in name and name.startswith(where)}
+    unet.set_attn_processor(processors)
+    free = module(**batch)
+    assert len(noted) == 5 and "strays" not in free
+    mean = torch.stack(noted)[:, 0].mean(dim=0).unflatten(0, (8, 8))
+    expected = -(mean[:, :4, 3].log().mean() + mean[:, 4:, 7].log().mean()) / 2  # of an empty caption nothing is shown
+    torch.testing.assert_close(taught["strays"], expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(taught["loss"] - free["loss"], FOLLOWING * expected, rtol=1e-3, atol=0)
+
+
+def test_each_cross_attention_has_a_price_or_can_be_taught(pipe):
+    maps = {one.id: one for one in list_activations(pipe.unet) if one.id.endswith("-cross-map")}
+    priced, taught = named(maps, PRICED), named(maps, TAUGHT)
+    assert len(priced) + len(taught) == len(maps) and not {*priced} & {*taught} and {*named(maps, READING)} < {*taught}
 
 
 def test_a_price_of_reading_needs_to_know_what_tells(pipe):
