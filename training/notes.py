@@ -43,22 +43,28 @@ def shares(maps: Tensor) -> Tensor:
     return maps / maps.sum(dim=2, keepdim=True).clamp(min=1e-8)
 
 
-def hidden(ids: Tensor, shown: Tensor, tells: Tensor, end: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Hide some phrases of half of the captions; what was shown to be theirs is then the end token's.
+def hidden(
+    ids: Tensor, shown: Tensor, tells: Tensor, rest: int, padding: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Hide some phrases of half of the captions; what was shown to be theirs is then the token's that says nothing.
 
     So a learner finds what is named also where a prompt does not name all that is there. Without this, each cell would
     learn to divide its attention among whatever words there are, and a word alone would be found everywhere.
 
     Args:
-        ids: int64 [N, tokens], in which 0 is padding; an ``end`` follows the words.
+        ids: int64 [N, tokens], padded at the end.
         shown: [N, cells, tokens], of ``at_tokens``.
         tells: bool [N, tokens]. Those beside one another are a phrase, "red car".
+        rest: id of the token that says nothing; each caption has one.
+        padding: id of padding.
 
     Returns:
-        ids with padding instead of the phrases, and shown.
+        ids without the phrases, those behind them moved up, and shown likewise.
     """
     number = (tells & ~F.pad(tells, (1, 0))[:, :-1]).cumsum(dim=1)
     kept = (2 * torch.rand(len(ids), 1, generator=generator)).clamp(max=1)  # the share of a caption's phrases
     drop = tells & (torch.rand(ids.shape, generator=generator).gather(1, number) >= kept)
     lost = (shown * drop[:, None]).sum(dim=2, keepdim=True)
-    return ids.masked_fill(drop, 0), shown * ~drop[:, None] + lost * (ids == end)[:, None]
+    shown = shown * ~drop[:, None] + lost * (ids == rest)[:, None]
+    place = drop.int().argsort(dim=1, stable=True)
+    return ids.masked_fill(drop, padding).gather(1, place), shown.gather(2, place[:, None].expand_as(shown))

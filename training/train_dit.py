@@ -32,7 +32,7 @@ FOLDER = ROOT / "diffusion_features" / "embedded"
 BATCH, EVERY = {"small": 64, "large": 16}, {"small": 1, "large": 4}
 #: Longer than any caption of the world. What is padded is masked, so this changes nothing but the time of a step.
 TOKENS = 48
-END = 1  # the id of T5's token for the end, above that of padding
+PADDING, END = 0, 1  # ids of T5's tokens; all others are above
 CONTEXT = 120  # tokens that a PixArtAlphaPipeline pads to
 
 
@@ -67,7 +67,7 @@ class Masked(Denoising):
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the text encoder's last hidden state, [N, tokens, width]."""
-        text: Tensor = self.text(ids, attention_mask=(ids != 0).long()).last_hidden_state
+        text: Tensor = self.text(ids, attention_mask=(ids != PADDING).long()).last_hidden_state
         return text
 
     def words(self, ids: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Masked(Denoising):
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, ids: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return the predicted noise, [N, 4, h, w]."""
         none = {"resolution": None, "aspect_ratio": None}
-        predicted: Tensor = self.unet(noisy, text, t, none, encoder_attention_mask=(ids != 0).long()).sample
+        predicted: Tensor = self.unet(noisy, text, t, none, encoder_attention_mask=(ids != PADDING).long()).sample
         return predicted
 
 
@@ -166,7 +166,7 @@ def main() -> None:
         which, x, ids = sets[part].draw(size, generator)
         if not options.taught:
             return noised(x, ids, generator)
-        ids, attention = hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], END, generator)
+        ids, attention = hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], END, PADDING, generator)
         return noised(x, ids, generator) | {"shown": attention}
 
     def measure() -> dict[str, float]:

@@ -21,7 +21,7 @@ from data import Captioned, latents, telling
 from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from loop import Batch, Task, arguments, first, train
 from noising import NOISE, Denoising, noised
-from notes import CAPTIONS, at_tokens, shown
+from notes import CAPTIONS, at_tokens, hidden, shown
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, RUNS, load
 from torch import Generator, Tensor
@@ -184,11 +184,15 @@ def main() -> None:
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]
-        drawn = [sets[name].draw(round(BATCH[name] * share), generator) for name in due]
-        return [noised(x, ids, generator) | {"silent": padding(ids)} | told(which, ids) for which, x, ids in drawn]
+        return [taken(name, round(BATCH[name] * share), generator) for name in due]
 
-    def told(which: tuple[Tensor, Tensor], ids: Tensor) -> Batch:
-        return {"shown": at_tokens(notes[which], tells[ids])} if options.taught else {}
+    def taken(name: str, size: int, generator: Generator) -> Batch:
+        which, x, ids = sets[name].draw(size, generator)
+        told = {}
+        if options.taught:
+            start, pad = words.bos_token_id, words.pad_token_id
+            ids, told["shown"] = hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], start, pad, generator)
+        return noised(x, ids, generator) | {"silent": padding(ids)} | told
 
     def measure() -> dict[str, float]:
         samples(pipeline(module, words, torch.float32), PROMPTS[:COLUMNS], steps=10).save(options.runs / "unet.png")
