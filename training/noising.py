@@ -69,7 +69,8 @@ class Denoising(nn.Module):
             silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
                 how far the text encoder's are from these, "spoken", is part of the loss.
             shown: [N, cells, tokens], where attention shall be in the maps that are ``following``, all of it in each
-                cell or, where nothing is known, none; how far their mean is from it, "strays", is part of the loss.
+                cell or, where nothing is known, none; how far their mean is from it, times the share of the signal that
+                is left at t, "strays", is part of the loss.
 
         Of maps that are ``priced``, the share of attention that falls on words, "looks", is part of the loss too; of
         those that are ``reading``, the share that falls on anything but tokens that are ``telling``, "idles".
@@ -88,7 +89,7 @@ class Denoising(nn.Module):
         with capture(self.unet, watched, heads="mean", grad=True) if watched else nullcontext({}) as maps:
             predicted = self.predict(noisy, t, text, ids, hint)
         shares = self.attended(maps, ids)
-        strays = {} if shown is None else {"strays": astray(maps, self.following, shown)}
+        strays = {} if shown is None else {"strays": astray(maps, self.following, shown, kept.flatten())}
         each = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         ratio = (kept / (1 - kept)).flatten()
         weight = ((ratio + 1).clamp(max=SNR) / ratio).clamp(max=SNR)
@@ -137,17 +138,18 @@ def share(maps: Mapping[str, Tensor], which: Sequence[str], tokens: Tensor) -> T
     return (means * tokens).sum(dim=1)
 
 
-def astray(maps: Mapping[str, Tensor], which: Sequence[str], shown: Tensor) -> Tensor:
-    """Return KL(shown || the mean of the maps), a scalar in nats: the mean over the cells of which something is shown.
+def astray(maps: Mapping[str, Tensor], which: Sequence[str], shown: Tensor, kept: Tensor) -> Tensor:
+    """Return kept * KL(shown || the mean of the maps), in nats: the mean over the cells of which something is shown.
 
     Args:
         maps: attention, [N, heads, cells, tokens] each.
         shown: the same as [N, cells, tokens]; it sums to 1 in a cell, or to 0.
+        kept: [N], the share of each image's signal that noise has left: what noise hides, attention cannot know.
     """
     mean = torch.stack(named(maps, which)).float().mean(dim=(0, 2))
     each = F.kl_div(mean.clamp(min=1e-6).log(), shown, reduction="none").sum(dim=2)
     some = shown.sum(dim=2) > 0
-    return (each * some).sum() / some.sum().clamp(min=1)
+    return (kept[:, None] * each * some).sum() / some.sum().clamp(min=1)
 
 
 def named(maps: Mapping[str, Tensor], which: Sequence[str]) -> list[Tensor]:
