@@ -6,7 +6,7 @@ This is distillation of attention: the teachers are the pipelines in the package
 objects, and the larger transformer, whose maps, spread by its self-attention, have whole backgrounds. They err in
 different places, so that both together find words better than either alone. No label takes part. Notes that exist are
 kept, also when the package gets new weights. Made anew today they are others than those that the shipped weights
-learnt from, for the shipped transformer has itself been taught.
+learnt from, for both pipelines have been taught since.
 """
 
 from __future__ import annotations
