@@ -69,8 +69,8 @@ class Denoising(nn.Module):
             silent: bool [N, tokens], those that shall say nothing: the denoiser reads an empty caption's instead, and
                 how far the text encoder's are from these, "spoken", is part of the loss.
             shown: [N, cells, tokens], where attention shall be in the maps that are ``following``, all of it in each
-                cell or, where nothing is known, none; how far their mean is from it, times the share of the signal that
-                is left at t, "strays", is part of the loss.
+                cell (less, if words were cut off) or, where nothing is known, none; how far their mean is from it,
+                times the share of the signal that is left at t, "strays", is part of the loss.
 
         Of maps that are ``priced``, the share of attention that falls on words, "looks", is part of the loss too; of
         those that are ``reading``, the share that falls on anything but tokens that are ``telling``, "idles".
@@ -143,7 +143,7 @@ def astray(maps: Mapping[str, Tensor], which: Sequence[str], shown: Tensor, kept
 
     Args:
         maps: attention, [N, heads, cells, tokens] each.
-        shown: the same as [N, cells, tokens]; it sums to 1 in a cell, or to 0.
+        shown: the same as [N, cells, tokens]; it sums to at most 1 in a cell, or to 0 where nothing is known.
         kept: [N], the share of each image's signal that noise has left: what noise hides, attention cannot know.
     """
     mean = torch.stack(named(maps, which)).float().mean(dim=(0, 2))

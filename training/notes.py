@@ -46,7 +46,7 @@ def shares(maps: Tensor) -> Tensor:
 def hidden(
     ids: Tensor, shown: Tensor, tells: Tensor, rest: int, padding: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Hide some phrases of half of the captions; what was shown to be theirs is then the token's that says nothing.
+    """Hide some phrases of half of the captions; what was theirs then belongs to the token that says nothing.
 
     So a learner finds what is named also where a prompt does not name all that is there. Without this, each cell would
     learn to divide its attention among whatever words there are, and a word alone would be found everywhere.

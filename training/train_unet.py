@@ -166,6 +166,8 @@ def main() -> None:
         parser.error("--shipped and --again are two places to start from: give one of them")
     if options.taught and not options.native:
         parser.error("--taught needs --native: of the scenes of 64 pixels nothing was noted")
+    if options.taught and options.reading:
+        parser.error("--reading draws attention off the start token, --taught also towards it: give one of them")
     torch.manual_seed(SEED)
     with first():
         if options.shipped:
@@ -173,14 +175,15 @@ def main() -> None:
         vae, words = AutoencoderKL.from_pretrained(VAE_FOLDER).eval(), tokenizer()
         encoded = {name: latents(name, vae) for name in (*BATCH, "validation")}
         captions = {name: load(name)[1] for name in encoded}
+    tells = telling(words)
     if options.taught:
-        notes, tells = shown(len(encoded["large"])), telling(words)
+        notes = shown(len(encoded["large"]))
         captions["large"] = [scene[:CAPTIONS] for scene in captions["large"]]
     sets = {name: Captioned(encoded[name], captions[name], words, TOKENS) for name in encoded}
     unet, text = (shipped if options.shipped else networks)(words)
     priced, reading = PRICED if options.priced else (), READING if options.reading else ()
     following = TAUGHT if options.taught else ()
-    module = Denoising(unet, text, priced=priced, reading=reading, telling=telling(words), following=following)
+    module = Denoising(unet, text, priced=priced, reading=reading, telling=tells, following=following)
 
     def batches(step: int, share: float, generator: Generator) -> list[Batch]:
         due = ["large"] if options.native else [name for name in BATCH if step % EVERY[name] == 0]
@@ -190,6 +193,7 @@ def main() -> None:
         which, x, ids = sets[name].draw(size, generator)
         told = {}
         if options.taught:
+            # The start token is the same in any prompt; the end token sums it up, and is the padding too.
             start, pad = words.bos_token_id, words.pad_token_id
             ids, told["shown"] = hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], start, pad, generator)
         return noised(x, ids, generator) | {"silent": padding(ids)} | told

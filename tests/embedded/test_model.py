@@ -19,8 +19,8 @@ SCENES = 16
 #: Predicting zero scores 1. The shipped weights score about 0.05; the floor leaves room for other kernels.
 HIGHEST_LOSS = 0.12
 SIZE_LIMIT = 25 * 2**20
-#: Mean IoU of plain averages of cross-attention on the scenes; an untrained UNet has 0.12.
-LOWEST_IOU = 0.4
+#: Mean IoU of plain averages of cross-attention on the scenes; the shipped weights 0.71, an untrained UNet 0.12.
+LOWEST_IOU = 0.6
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -66,22 +66,23 @@ def test_nothing_noted_is_said(tmp_path):
     assert shown(4, tmp_path).tolist() == [0, 1, 2, 3]
 
 
-def test_what_belongs_to_a_hidden_phrase_is_the_token_s_that_says_nothing():
-    words = [5, 6, 7, 2, 8, 9, 1, 0]  # a red car, (2) blue sky, the end and padding
-    tells = torch.tensor([0, 1, 1, 0, 1, 1, 0, 0]).bool().expand(400, -1)
-    each = [0.0, 0.1, 0.2, 0.0, 0.3, 0.4, 0.0, 0.0]
-    given, shares = torch.tensor(words).expand(400, -1), torch.tensor(each).expand(400, 3, -1)
-    ids, found = hidden(given, shares, tells, 1, 0, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("start", "rest", "padding"), [([], 1, 0), ([3], 3, 1)], ids=["T5", "CLIP"])
+def test_what_was_a_hidden_phrase_s_belongs_to_the_token_that_says_nothing(start, rest, padding):
+    words = [*start, 5, 6, 7, 2, 8, 9, 1, padding]  # a red car, (2) blue sky, and the end; CLIP pads with that too
+    share = {6: 0.1, 7: 0.2, 8: 0.3, 9: 0.4}
+    given = torch.tensor(words).expand(400, -1)
+    shown = torch.tensor([share.get(token, 0.0) for token in words]).expand(400, 3, -1)
+    tells = torch.tensor([token in share for token in words]).expand(400, -1)
+    ids, found = hidden(given, shown, tells, rest, padding, torch.Generator().manual_seed(0))
     seen = []
-    for row, share in zip(ids.tolist(), found, strict=True):
-        car, sky = 6 in row, 8 in row
-        seen.append((car, sky))
-        kept = [(5, 0.0), *[(6, 0.1), (7, 0.2)][: 2 * car], (2, 0.0), *[(8, 0.3), (9, 0.4)][: 2 * sky]]
-        kept.append((1, 0.3 * (not car) + 0.7 * (not sky)))
-        kept += [(0, 0.0)] * (8 - len(kept))
-        assert row == [token for token, _ in kept], "a phrase is hidden as a whole, and the others stay in their order"
-        torch.testing.assert_close(share, torch.tensor([part for _, part in kept]).expand(3, -1))
-    assert 200 < seen.count((True, True)) < 320 and len({*seen}) == 4
+    for row, maps in zip(ids.tolist(), found, strict=True):
+        gone = {*([] if 6 in row else [6, 7]), *([] if 8 in row else [8, 9])}
+        seen.append(len(gone))
+        kept = [token for token in words if token not in gone]
+        assert row == kept + [padding] * len(gone), "a phrase is hidden as a whole, and the others stay in their order"
+        expected = [sum(share[token] for token in gone) if token == rest else share.get(token, 0.0) for token in row]
+        torch.testing.assert_close(maps, torch.tensor(expected).expand(3, -1))
+    assert 200 < seen.count(0) < 320 and {*seen} == {0, 2, 4}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,7 @@ def test_inner_blocks_follow_what_is_shown_and_outer_ones_do_not(teachers, name)
     assert sorted([*size.priced, *size.following]) == [f"vit-block{i}-cross-map" for i in range(size.layers)]
     ids = words(["a red car on sand", ""], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     batch = noised(torch.randn(2, 4, 8, 8), ids, torch.Generator().manual_seed(0))
+    batch["t"][:] = 100
     free = module(**batch)
     assert "strays" not in free
     notes = torch.zeros(2, WORDS, 4, 4, dtype=torch.uint8)

@@ -104,6 +104,7 @@ def test_layers_of_16x16_cells_follow_what_is_shown(pipe):
     module = Denoising(unet, pipe.text_encoder, following=TAUGHT)
     ids = pipe.tokenizer(["a red car on a gray road", ""], padding="max_length", return_tensors="pt").input_ids
     batch = noised(torch.randn(2, 4, 16, 16), ids, torch.Generator().manual_seed(0)) | {"silent": padding(ids)}
+    batch["t"][:] = 100
     notes = torch.zeros(2, WORDS, 8, 8, dtype=torch.uint8)
     notes[:, 1, :, :4], notes[:, 3, :, 4:] = 255, 255  # the car is left, the road right
     shown = at_tokens(notes, telling(pipe.tokenizer)[ids])
