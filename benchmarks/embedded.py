@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline
-from scipy.stats import mannwhitneyu
 from segment import ceiling, finest
 
 from diffusion_features import FeatureExtractor
 from diffusion_features.embedded import BACKGROUNDS, CLASSES, COLOURS, OBJECTS, TEST_SEED, Scene, label, render
 from diffusion_features.embedded.dataset import SPLITS, scenes
 from diffusion_features.loading import load_pipeline
+from diffusion_features.suppression.shift import roc_area
 from segmentors.evaluation import count, scores
 from segmentors.training_free.words import find_phrases, token_positions
 
@@ -112,12 +112,11 @@ def ranking(fx: FeatureExtractor, drawn: Sequence[Scene], t: int) -> dict[str, f
     for seed, scene in enumerate(drawn):
         together = class_maps(fx, scene, scene.classes, t, seed)
         for name in (name for name in scene.classes if name not in BACKGROUNDS):
-            inside = scene.semantic == label(name)
+            inside = torch.from_numpy(scene.semantic == label(name))
             alone = class_maps(fx, scene, [name], t, seed)[0]
             for how, one in (("together", together[scene.classes.index(name)]), ("alone", alone)):
-                seen = F.interpolate(one[None, None], inside.shape, mode="bilinear", align_corners=False)[0, 0].numpy()
-                pairs = inside.sum() * (~inside).sum()
-                found[how].append(mannwhitneyu(seen[inside], seen[~inside]).statistic / pairs)
+                seen = F.interpolate(one[None, None], inside.shape, mode="bilinear", align_corners=False)[0, 0]
+                found[how].append(roc_area(seen[inside], seen[~inside]))
     return {how: float(np.mean(areas)) for how, areas in found.items()}
 
 

@@ -65,6 +65,24 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def denoiser(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, with the options that trainings of whole denoisers have too."""
+    parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
+    parser.add_argument(
+        "--priced", action="store_true", help="looking at words has a price where they are hardly found"
+    )
+    parser.add_argument(
+        "--taught", action="store_true", help="elsewhere attention goes where training/teacher.py has noted"
+    )
+    parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
+    options = parser.parse_args()
+    if options.shipped and options.again:
+        parser.error("--shipped and --again are two places to start from: give one of them")
+    if options.taught and not options.native:
+        parser.error("--taught needs --native: of the scenes of 64 pixels nothing was noted")
+    return options
+
+
 def first() -> AbstractContextManager[None]:
     """What is inside runs in the first process, then in the others: there it finds what the first has made."""
     return PartialState(cpu=CPU).main_process_first()

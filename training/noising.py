@@ -81,7 +81,8 @@ class Denoising(nn.Module):
         """
         kept = self.kept[t].view(-1, 1, 1, 1)  # type: ignore[index]
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        text, spoken, watched = self.read(ids), {}, [*self.priced, *self.reading, *self.following]
+        text, spoken = self.read(ids), {}
+        watched = [*self.priced, *self.reading, *(self.following if shown is not None else ())]
         if silent is not None:
             nothing = self.nothing(ids)
             spoken["spoken"] = F.mse_loss(text[silent], nothing.detach().expand_as(text)[silent])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,24 @@ from torch import Generator, Tensor
 FOLDER = RUNS / "shown"
 #: Captions of each scene that are taught, and words of a caption that tell what is seen, at most.
 CAPTIONS, WORDS = 2, 20
+
+
+def lessons(
+    scenes: int, tells: Tensor, rest: int, padding: int
+) -> Callable[[tuple[Tensor, Tensor], Tensor, Generator], tuple[Tensor, Tensor]]:
+    """Return a function from drawn captions, which of which scenes and their ids, to ``hidden`` ones.
+
+    Args:
+        scenes: how many must be noted.
+        tells: bool [vocabulary], which tokens tell what is seen.
+        rest, padding: see ``hidden``.
+    """
+    notes = shown(scenes)
+
+    def lesson(which: tuple[Tensor, Tensor], ids: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], rest, padding, generator)
+
+    return lesson
 
 
 def shown(scenes: int, folder: Path = FOLDER) -> Tensor:

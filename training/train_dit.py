@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from data import Captioned, latents, telling
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
-from loop import Batch, Task, arguments, first, train
+from loop import Batch, Task, arguments, denoiser, first, train
 from noising import NOISE, Denoising, noised
-from notes import CAPTIONS, at_tokens, hidden, shown
+from notes import CAPTIONS, lessons
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, load
 from torch import Generator, Tensor
@@ -128,17 +128,7 @@ def main() -> None:
     """Train from the command line."""
     parser = arguments(__doc__)
     parser.add_argument("size", choices=list(SIZES))
-    parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone: what to finish with")
-    parser.add_argument("--priced", action="store_true", help="looking at words has a price in the outer blocks")
-    parser.add_argument(
-        "--taught", action="store_true", help="in the inner blocks attention goes where training/teacher.py has noted"
-    )
-    parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
-    options = parser.parse_args()
-    if options.shipped and options.again:
-        parser.error("--shipped and --again are two places to start from: give one of them")
-    if options.taught and not options.native:
-        parser.error("--taught needs --native: of the scenes of 64 pixels nothing was noted")
+    options = denoiser(parser)
     name, size = options.size, SIZES[options.size]
     torch.manual_seed(SEED)
     with first():
@@ -151,7 +141,7 @@ def main() -> None:
     texts = (text for scenes in captions.values() for scene in scenes for text in scene)
     words = tokenizer({word.strip(string.punctuation) for text in texts for word in text.lower().split()})
     if options.taught:
-        notes, tells = shown(len(encoded["large"])), telling(words)
+        lesson = lessons(len(encoded["large"]), telling(words), END, PADDING)
         captions["large"] = [scene[:CAPTIONS] for scene in captions["large"]]
     sets = {part: Captioned(encoded[part], captions[part], words, TOKENS) for part in encoded}
     begin = shipped(name, len(words)) if options.shipped else networks(size, len(words))
@@ -166,7 +156,7 @@ def main() -> None:
         which, x, ids = sets[part].draw(size, generator)
         if not options.taught:
             return noised(x, ids, generator)
-        ids, attention = hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], END, PADDING, generator)
+        ids, attention = lesson(which, ids, generator)
         return noised(x, ids, generator) | {"shown": attention}
 
     def measure() -> dict[str, float]:

@@ -19,9 +19,9 @@ import torch
 import words
 from data import Captioned, latents, telling
 from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from loop import Batch, Task, arguments, first, train
+from loop import Batch, Task, arguments, denoiser, first, train
 from noising import NOISE, Denoising, noised
-from notes import CAPTIONS, at_tokens, hidden, shown
+from notes import CAPTIONS, lessons
 from pictures import COLUMNS, PROMPTS, samples
 from scenes import ROOT, RUNS, load
 from torch import Generator, Tensor
@@ -146,26 +146,12 @@ def export(pipe: DiffusionPipeline, folder: Path, also: Sequence[Path] = ()) -> 
 def main() -> None:
     """Train from the command line."""
     parser = arguments(__doc__)
-    parser.add_argument("--native", action="store_true", help="scenes of 128 pixels alone")
-    parser.add_argument(
-        "--priced", action="store_true", help="looking at words has a price in layers that are not of 16x16 cells"
-    )
     parser.add_argument(
         "--reading",
         action="store_true",
         help="in up-level2, looking at tokens that do not say what is seen has that price",
     )
-    parser.add_argument(
-        "--taught",
-        action="store_true",
-        help="in layers of 16x16 cells attention goes where training/teacher.py has noted",
-    )
-    parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
-    options = parser.parse_args()
-    if options.shipped and options.again:
-        parser.error("--shipped and --again are two places to start from: give one of them")
-    if options.taught and not options.native:
-        parser.error("--taught needs --native: of the scenes of 64 pixels nothing was noted")
+    options = denoiser(parser)
     if options.taught and options.reading:
         parser.error("--reading draws attention off the start token, --taught also towards it: give one of them")
     torch.manual_seed(SEED)
@@ -177,7 +163,8 @@ def main() -> None:
         captions = {name: load(name)[1] for name in encoded}
     tells = telling(words)
     if options.taught:
-        notes = shown(len(encoded["large"]))
+        # The start token is the same in any prompt; the end token sums it up, and is the padding too.
+        lesson = lessons(len(encoded["large"]), tells, words.bos_token_id, words.pad_token_id)
         captions["large"] = [scene[:CAPTIONS] for scene in captions["large"]]
     sets = {name: Captioned(encoded[name], captions[name], words, TOKENS) for name in encoded}
     unet, text = (shipped if options.shipped else networks)(words)
@@ -193,9 +180,7 @@ def main() -> None:
         which, x, ids = sets[name].draw(size, generator)
         told = {}
         if options.taught:
-            # The start token is the same in any prompt; the end token sums it up, and is the padding too.
-            start, pad = words.bos_token_id, words.pad_token_id
-            ids, told["shown"] = hidden(ids, at_tokens(notes[which], tells[ids]), tells[ids], start, pad, generator)
+            ids, told["shown"] = lesson(which, ids, generator)
         return noised(x, ids, generator) | {"silent": padding(ids)} | told
 
     def measure() -> dict[str, float]:

@@ -42,9 +42,14 @@ def edge_agreement(feature: Tensor, labels: Tensor) -> float:
     there = label_edges(labels, (feature.shape[1], feature.shape[2])).flatten().to(strength.device)
     if there.all() or not there.any():
         raise ValueError("either all cells have an edge between labels, or none has: there is nothing to tell apart")
-    with_edge, without = strength[there], strength[~there].sort().values
-    below = torch.searchsorted(without, with_edge) + torch.searchsorted(without, with_edge, right=True)
-    return float(below.double().mean() / (2 * len(without)))  # a tie counts half
+    return roc_area(strength[there], strength[~there])
+
+
+def roc_area(inside: Tensor, outside: Tensor) -> float:
+    """The area under the ROC curve: the probability that one of ``inside`` is above one of ``outside``, (n,) each."""
+    outside = outside.sort().values
+    below = torch.searchsorted(outside, inside) + torch.searchsorted(outside, inside, right=True)
+    return float(below.double().mean() / (2 * len(outside)))  # a tie counts half
 
 
 def edges(feature: Tensor) -> Tensor:
