@@ -72,14 +72,12 @@ def denoiser(parser: argparse.ArgumentParser) -> argparse.Namespace:
         "--priced", action="store_true", help="looking at words has a price where they are hardly found"
     )
     parser.add_argument(
-        "--taught", action="store_true", help="elsewhere attention goes where training/teacher.py has noted"
+        "--taught", action="store_true", help="elsewhere, in scenes of 128 pixels, it goes where teacher.py has noted"
     )
     parser.add_argument("--shipped", action="store_true", help="start from the weights that the package has")
     options = parser.parse_args()
     if options.shipped and options.again:
         parser.error("--shipped and --again are two places to start from: give one of them")
-    if options.taught and not options.native:
-        parser.error("--taught needs --native: of the scenes of 64 pixels nothing was noted")
     return options
 
 

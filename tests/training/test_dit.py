@@ -13,7 +13,9 @@ from diffusion_features import capture, embedded
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 from noising import PRICE, noised
-from train_dit import CONTEXT, SIZES, TOKENS, Masked, Size, networks, shipped, tokenizer
+from train_dit import CONTEXT, SIZES, TOKENS, Masked, Size, networks, shipped, text_encoder, tokenizer
+
+DISTANCES = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +56,40 @@ def test_sizes_differ_in_depth_and_width():
     assert small.config.sample_size == large.config.sample_size
 
 
-def test_each_word_says_itself_alone(words):
+def taught(encoder):
+    """The encoder with a last projection that adds something, as training makes it: fresh, it adds nothing."""
+    torch.manual_seed(0)
+    for layer, name in zip(encoder.encoder.block[0].layer, ("SelfAttention.o", "DenseReluDense.wo"), strict=True):
+        torch.nn.init.normal_(layer.get_submodule(name).weight)
+    return encoder
+
+
+def test_each_word_says_itself_and_what_is_just_before_it(words):
     module = Masked(*networks(Size(1, 2, 1e-3), len(words)))
-    ids = words(["a red car", "sand on red"], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
-    one, other = module.read(ids)
-    assert torch.equal(one[1], other[2]) and not torch.equal(one[0], other[0])
-    assert torch.equal(one[3], other[3]), "the end token is the same after any caption"
+    taught(module.text)
+    texts = ["a red car on sand", "red car sand a on", "a red sailboat car on sand"]
+    ids = words(texts, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    first, second, third = module.read(ids)
+    torch.testing.assert_close(first[2], second[1])  # car after red, wherever
+    assert (first[2] - third[3]).abs().max() > 0.1  # car after sailboat
+    torch.testing.assert_close(first[3], third[4])  # on after car: what is before that does not matter
+    torch.testing.assert_close(first[5], third[6])  # the end after sand
+    assert not torch.allclose(first[5], second[5])  # the end after on
+
+
+def test_words_read_the_same_in_half_precision(words):
+    encoder = taught(text_encoder(len(words)))
+    ids = words(["a red car on sand", "a"], padding=True, return_tensors="pt").input_ids
+    exact = encoder(ids, attention_mask=(ids > 0).long()).last_hidden_state
+    half = encoder.half()(ids, attention_mask=(ids > 0).long()).last_hidden_state
+    torch.testing.assert_close(half[ids > 0].float(), exact[ids > 0], rtol=0.02, atol=0.02)
+
+
+def test_a_fresh_encoder_adds_nothing_to_a_word(words):
+    encoder = text_encoder(len(words))
+    ids = words(["red car", "sand car"], return_tensors="pt").input_ids
+    (_, one, _), (_, other, _) = encoder(ids).last_hidden_state
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -91,4 +121,6 @@ def test_a_training_can_start_from_the_weights_that_ship(name):
         expected = of.state_dict()
         assert fresh.state_dict().keys() == expected.keys()
         assert all(torch.equal(value, expected[key]) for key, value in fresh.state_dict().items())
-        assert all(p.requires_grad and p.dtype == torch.float32 for p in fresh.parameters())
+        assert all(p.dtype == torch.float32 for p in fresh.parameters())
+        fixed = [key for key, p in fresh.named_parameters() if not p.requires_grad]
+        assert fixed == ([DISTANCES] if fresh is text else [])
