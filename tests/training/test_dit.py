@@ -124,3 +124,22 @@ def test_a_training_can_start_from_the_weights_that_ship(name):
         assert all(p.dtype == torch.float32 for p in fresh.parameters())
         fixed = [key for key, p in fresh.named_parameters() if not p.requires_grad]
         assert fixed == ([DISTANCES] if fresh is text else [])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_losses_are_the_same_in_mixed_precision(words, name):
+    torch.manual_seed(0)
+    module = Masked(*networks(SIZES[name], len(words)), priced=SIZES[name].priced, following=SIZES[name].following)
+    taught(module.text)
+    torch.nn.init.normal_(module.unet.proj_out.weight, std=0.02)
+    ids = words(["a red car on sand", "a"], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    shown = torch.rand(2, 16, TOKENS).softmax(dim=2)
+    batch = noised(torch.randn(2, 4, 8, 8), ids, torch.Generator().manual_seed(0)) | {"shown": shown}
+    exact = module(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = module(**batch)
+    assert exact.keys() == half.keys() == {"loss", "plain", "looks", "strays"}
+    for key, value in exact.items():
+        torch.testing.assert_close(half[key].float(), value, rtol=0.03, atol=0.0, msg=key)
+    half["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)

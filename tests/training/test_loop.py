@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 loop = pytest.importorskip("loop", reason="the training scripts are not part of an installed package")
@@ -44,8 +45,8 @@ def task(module, exported, seen=None, die_at=None):
     )  # fmt: skip
 
 
-def options(folder, steps=40, again=None):
-    return argparse.Namespace(steps=steps, until=0.0, again=again, precision="no", runs=folder, log_folder=folder)
+def options(folder, steps=40, again=None, precision="no"):
+    return argparse.Namespace(steps=steps, until=0.0, again=again, precision=precision, runs=folder, log_folder=folder)
 
 
 def test_a_resumed_training_equals_an_unbroken_one(tmp_path, monkeypatch):
@@ -100,3 +101,29 @@ def test_another_pass_starts_from_finished_weights(tmp_path):
     difference = (second.layer.weight - first.layer.weight).abs().max()
     assert 0 < difference < 0.02  # one warm-up step away
     torch.testing.assert_close(exported[0], second.layer.weight)  # the average starts anew: one step, one summand
+
+
+@pytest.fixture
+def forget_precision():
+    """Forgets the precision of this process, which has one for good otherwise; and once more at the end."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    yield forget
+    forget()
+
+
+def test_mixed_precision_computes_in_half_keeps_whole_weights_and_learns_the_same(tmp_path, forget_precision):
+    trained, computed = [], []
+    for precision in ("no", "bf16"):
+        forget_precision()
+        module, exported, seen = Line(), [], []
+        module.layer.register_forward_hook(lambda layer, given, found, seen=seen: seen.append(found.dtype))
+        loop.train(task(module, exported), options(tmp_path / precision, precision=precision))
+        assert module.layer.weight.dtype == exported[0].dtype == torch.float32
+        trained.append(exported[0])
+        computed.append({*seen})
+    assert computed == [{torch.float32}, {torch.bfloat16}]
+    assert not torch.equal(*trained)
+    torch.testing.assert_close(*trained, rtol=0.02, atol=0.01)
