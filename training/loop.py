@@ -169,10 +169,12 @@ def train(task: Task, options: argparse.Namespace) -> None:
     """Train to the end, with a checkpoint every few minutes and the export last."""
     options.runs.mkdir(parents=True, exist_ok=True)
     loop, saved = Loop(task, options), time.time()
+    found: dict[str, float] = {}  # of each name what was found last: not every step has every part
     while (done := loop.progress()) < 1:
-        found = loop.advance(done)
+        found |= loop.advance(done)
         if loop.step % 20 == 0:
             loop.report(progress=done, **found)
+            found.clear()
         if time.time() - saved > 60 * EVERY:
             loop.report(**(loop.averaged(task.validate) or {}))
             loop.save()

@@ -65,7 +65,7 @@ def shares(maps: Tensor) -> Tensor:
 def hidden(
     ids: Tensor, shown: Tensor, tells: Tensor, rest: int, padding: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Hide some phrases of half of the captions; what was theirs then belongs to the token that says nothing.
+    """Hide some phrases of half of the captions; what was theirs then belongs to the token where attention rests.
 
     So a learner finds what is named also where a prompt does not name all that is there. Without this, each cell would
     learn to divide its attention among whatever words there are, and a word alone would be found everywhere.
@@ -74,7 +74,7 @@ def hidden(
         ids: int64 [N, tokens], padded at the end.
         shown: [N, cells, tokens], of ``at_tokens``.
         tells: bool [N, tokens]. Those beside one another are a phrase, "red car".
-        rest: id of the token that says nothing; each caption has one.
+        rest: id of the token where attention rests that finds no word; each caption has one.
         padding: id of padding.
 
     Returns:

@@ -82,6 +82,7 @@ def test_words_read_the_same_in_half_precision(words):
     ids = words(["a red car on sand", "a"], padding=True, return_tensors="pt").input_ids
     exact = encoder(ids, attention_mask=(ids > 0).long()).last_hidden_state
     half = encoder.half()(ids, attention_mask=(ids > 0).long()).last_hidden_state
+    assert dict(encoder.named_parameters())[DISTANCES].isfinite().all()
     torch.testing.assert_close(half[ids > 0].float(), exact[ids > 0], rtol=0.02, atol=0.02)
 
 

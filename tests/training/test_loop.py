@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -101,6 +102,18 @@ def test_another_pass_starts_from_finished_weights(tmp_path):
     difference = (second.layer.weight - first.layer.weight).abs().max()
     assert 0 < difference < 0.02  # one warm-up step away
     torch.testing.assert_close(exported[0], second.layer.weight)  # the average starts anew: one step, one summand
+
+
+def test_what_only_some_steps_have_is_in_the_log(tmp_path):
+    both = task(Line(), [])
+
+    def rarely(step, share, generator):
+        return both.batches(step, share, generator)[: 2 if step % 4 == 1 else 1]
+
+    loop.train(dataclasses.replace(both, batches=rarely), options(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    told = [line for line in lines if "loss" in line]
+    assert len(told) == 2 and all("loss1" in line for line in told)
 
 
 @pytest.fixture
