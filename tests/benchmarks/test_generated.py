@@ -18,8 +18,8 @@ import embedded as benchmark
 
 pytestmark = pytest.mark.slow
 COUNT = 24
-#: The least shares of pictures with the right object, with the right colour, and with both. Who always says the same has
-#: a fifth of the objects here; who knows the three colours of a prompt and not whose is which, a third of the colours.
+#: The least shares of pictures with the right object, with the right colour, and with both. Who always says the same
+#: has a fifth of the objects here; who knows the colours of a prompt and not whose is which, a third of the colours.
 LEAST = {"embedded": (0.5, 0.75, 0.45), "embedded-dit": (0.5, 0.75, 0.45), "embedded-dit-small": (0.25, 0.75, 0.15)}
 
 
